@@ -1,0 +1,168 @@
+"""One thread's agenda: descriptors to watch, timers, and calls for later.
+
+A server drives one `Loop` for its device; `TestClient` steps one by hand. Everything a device does
+outside the answer to a request (a timer, slow work put off with `call_soon`, a resample descriptor)
+runs here, in the device's own thread, so device code needs no locks.
+"""
+
+import heapq
+import logging
+import os
+import select
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+
+log = logging.getLogger(__name__)
+
+Callback = Callable[[], None]
+
+
+class Timer:
+    """A call due at `due` (seconds of the monotonic clock); `cancel` takes it back."""
+
+    __slots__ = ("callback", "due")
+
+    def __init__(self, due: float, callback: Callback) -> None:
+        self.due = due
+        self.callback: Callback | None = callback
+
+    def __lt__(self, other: "Timer") -> bool:
+        return self.due < other.due
+
+    def cancel(self) -> None:
+        """Takes the call back; harmless when it has run already."""
+        self.callback = None
+
+
+class Loop:
+    """Descriptors, timers and calls for later, run one at a time by whoever calls `run_once`.
+
+    >>> loop = Loop()
+    >>> loop.call_soon(lambda: print("later"))
+    >>> loop.run_once(timeout=0)
+    later
+    True
+    >>> loop.close()
+    """
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._readers: dict[int, Callback] = {}
+        self._writers: dict[int, Callback] = {}
+        self._soon: deque[Callback] = deque()
+        self._timers: list[Timer] = []
+        self._thread = threading.get_ident()
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.watch(self._wake, self._drain_wake)
+
+    def fileno(self) -> int:
+        """A descriptor that becomes readable when a watched one is; for use inside another event loop."""
+        return self._epoll.fileno()
+
+    def call_soon(self, callback: Callback) -> None:
+        """Runs `callback` in the loop's thread after what runs now; may be called from any thread."""
+        self._soon.append(callback)
+        if threading.get_ident() != self._thread:
+            self.wake()
+
+    def after(self, seconds: float, callback: Callback) -> Timer:
+        """Runs `callback` once, `seconds` from now; only from the loop's own thread."""
+        timer = Timer(time.monotonic() + seconds, callback)
+        heapq.heappush(self._timers, timer)
+        return timer
+
+    def watch(self, fd: int, readable: Callback, writable: Callback | None = None) -> None:
+        """Calls `readable` whenever `fd` is readable or hung up (and `writable` when it takes bytes).
+
+        Watching a descriptor again replaces its callbacks. Raises OSError for a descriptor that cannot
+        be waited for (closed, or a regular file).
+        """
+        events = select.EPOLLIN | (select.EPOLLOUT if writable else 0)
+        if fd in self._readers:
+            self._epoll.modify(fd, events)
+        else:
+            self._epoll.register(fd, events)
+        self._readers[fd] = readable
+        if writable:
+            self._writers[fd] = writable
+        else:
+            self._writers.pop(fd, None)
+
+    def unwatch(self, fd: int) -> None:
+        """Forgets `fd`; harmless when it is not watched. To be called before the descriptor is closed."""
+        self._writers.pop(fd, None)
+        if self._readers.pop(fd, None) is not None:
+            with suppress(OSError):
+                self._epoll.unregister(fd)
+
+    def wake(self) -> None:
+        """Makes a waiting `run_once` return; may be called from any thread and from a signal handler."""
+        with suppress(BlockingIOError, OSError):
+            os.eventfd_write(self._wake, 1)
+
+    def run_once(self, timeout: float | None = None) -> bool:
+        """Waits up to `timeout` seconds (None: for ever) and runs what is due; True if anything ran."""
+        self._thread = threading.get_ident()
+        if self._soon or self._timers:
+            timeout = self._patience(timeout)
+        ready = self._epoll.poll(timeout)
+        ran = bool(ready)
+        for fd, events in ready:
+            if events & select.EPOLLOUT and (writable := self._writers.get(fd)):
+                writable()
+            if events & ~select.EPOLLOUT and (readable := self._readers.get(fd)):
+                readable()
+        if self._soon or self._timers:
+            ran |= self._run_due()
+        return ran
+
+    def run_pending(self) -> bool:
+        """Runs calls and timers that are due, looking at no descriptor; True if anything ran."""
+        self._thread = threading.get_ident()
+        return self._run_due()
+
+    def close(self) -> None:
+        """Releases the loop's own descriptors; watched ones stay the watchers'."""
+        self._readers.clear()
+        self._writers.clear()
+        self._soon.clear()
+        self._timers.clear()
+        self._epoll.close()
+        if self._wake >= 0:
+            os.close(self._wake)
+            self._wake = -1
+
+    def _patience(self, timeout: float | None) -> float | None:
+        if self._soon:
+            return 0
+        while self._timers and self._timers[0].callback is None:
+            heapq.heappop(self._timers)
+        if not self._timers:
+            return timeout
+        until_due = max(0.0, self._timers[0].due - time.monotonic())
+        return until_due if timeout is None else min(timeout, until_due)
+
+    def _run_due(self) -> bool:
+        ran = False
+        now = time.monotonic()
+        while self._timers and self._timers[0].due <= now:
+            if (callback := heapq.heappop(self._timers).callback) is not None:
+                self._soon.append(callback)
+        # Only what is queued now: a call that queues itself again must not starve the descriptors.
+        for _ in range(len(self._soon)):
+            if not self._soon:
+                break
+            ran = True
+            callback = self._soon.popleft()
+            try:
+                callback()
+            except Exception:
+                log.exception("a call put off with call_soon or after failed: %r", callback)
+        return ran
+
+    def _drain_wake(self) -> None:
+        with suppress(BlockingIOError):
+            os.eventfd_read(self._wake)
