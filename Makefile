@@ -1,0 +1,70 @@
+# Every target makes its own environment in .venv: Python 3.11 and pip are enough, uv is used where it is there.
+# `make help` lists the targets.
+
+VENV   := .venv
+BIN    := $(VENV)/bin
+LOCK   := requirements/dev.txt
+READY  := $(VENV)/.ready
+PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3.11)
+UV     := $(shell command -v uv)
+
+.DEFAULT_GOAL := help
+.PHONY: demo test check bench docs soak lock format clean help
+
+demo: $(READY)  ## boot a Linux guest whose NVMe disk is served by outboard, and let it prove the disk
+	$(BIN)/outboard demo
+
+test: $(READY)  ## run the whole test suite, guest tests included
+	$(BIN)/pytest $(PYTEST)
+
+check: $(READY)  ## formatting, lint, types, floors of the house, house rules, documentation without warnings
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/ruff check --quiet .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/python -m tools.check_house
+	$(BIN)/python -m tools.points --check
+	$(MAKE) --no-print-directory docs
+
+bench: $(READY)  ## run every benchmark, one table each
+	@for file in bench/[a-z]*.py; do echo "== $$file" && $(BIN)/python $$file || exit 1; done
+
+docs: $(READY)  ## build the documentation into docs/_build/html; a warning is an error
+	$(BIN)/sphinx-build -W --keep-going -q -d docs/_build/doctrees docs docs/_build/html
+
+soak: $(READY)  ## the hours-long tests
+	$(BIN)/pytest -m soak --timeout 0 $(PYTEST)
+
+format: $(READY)  ## bring the sources into the house's format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock: $(READY)  ## compute the locked environment anew from pyproject.toml
+	@test -n "$(UV)" || test -x $(BIN)/uv || $(PYTHON) -m pip --python $(BIN)/python install --quiet uv
+	$(or $(UV),$(BIN)/uv) pip compile pyproject.toml --extra cli --group dev --universal --python-version 3.11 \
+		--generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate --no-header --upgrade --quiet -o $(LOCK)
+
+clean:  ## remove everything that was made
+	rm -rf $(VENV) docs/_build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*##  *\(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+
+# pip installs from the outside (--python), because some Debian machines cannot put a pip into a new environment.
+$(READY): $(LOCK) pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "outboard needs Python 3.11 or newer, and $(PYTHON) is not: apt install python3, or make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@echo "making $(VENV) (once, and when $(LOCK) changes)"
+ifneq ($(UV),)
+	@test -x $(BIN)/python || $(UV) venv --quiet --python $(PYTHON) $(VENV)
+	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r $(LOCK)
+	@$(UV) pip install --quiet --python $(BIN)/python --no-build-isolation --no-deps -e .
+else
+	@$(PYTHON) -c 'import venv' 2>/dev/null || { echo "$(PYTHON) has no venv module: apt install python3-venv" >&2; exit 1; }
+	@$(PYTHON) -m pip --version >/dev/null 2>&1 || { echo "$(PYTHON) has no pip: apt install python3-pip" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv --without-pip $(VENV)
+	@$(PYTHON) -m pip --python $(BIN)/python install --quiet --disable-pip-version-check --require-hashes -r $(LOCK)
+	@$(PYTHON) -m pip --python $(BIN)/python install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+endif
+	@touch $@

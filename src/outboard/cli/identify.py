@@ -1,0 +1,5 @@
+"""x."""
+
+
+def identify() -> None:
+    """Do identify."""

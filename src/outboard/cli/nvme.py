@@ -1,0 +1,5 @@
+"""x."""
+
+
+def nvme() -> None:
+    """Do nvme."""

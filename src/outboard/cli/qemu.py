@@ -1,0 +1,5 @@
+"""x."""
+
+
+def qemu() -> None:
+    """Do qemu."""

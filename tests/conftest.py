@@ -1,0 +1,26 @@
+"""What holds for every test: on a CI machine a guest test that cannot run has failed."""
+
+import os
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[Any]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """With ``CI=true`` turn the skip of a test marked ``guest`` into a failure."""
+    report = yield
+    if (
+        report.skipped
+        and item.get_closest_marker("guest")
+        and os.environ.get("CI") == "true"
+        and not hasattr(report, "wasxfail")
+    ):
+        report.outcome = "failed"
+        report.longrepr = (
+            f"a guest test was skipped, which CI does not allow: {call.excinfo and call.excinfo.value}"
+        )
+    return report
