@@ -192,7 +192,7 @@ class GuestMemory:
         if entry.file is None or address + size > entry.end:
             reason = "spans two ranges" if entry.file else "is reached by messages only"
             raise DmaUnmapped(
-                f"{size:#x} bytes at {address:#x} cannot be viewed: the memory {reason}; read() or write() it",
+                f"{size:#x} bytes at {address:#x} cannot be viewed: it {reason}; read() or write() it",
                 address=address,
                 size=size,
             )

@@ -18,6 +18,12 @@ from contextlib import suppress
 log = logging.getLogger(__name__)
 
 Callback = Callable[[], None]
+Report = Callable[[Exception, str], None]
+
+
+def log_error(error: Exception, doing: str) -> None:
+    """Writes an author's exception to the log, with its traceback."""
+    log.error("%s failed in the device", doing, exc_info=error)
 
 
 class Timer:
@@ -40,6 +46,8 @@ class Timer:
 class Loop:
     """Descriptors, timers and calls for later, run one at a time by whoever calls `run_once`.
 
+    ``report(error, doing)`` is told the exceptions of device code; it logs them unless replaced.
+
     >>> loop = Loop()
     >>> loop.call_soon(lambda: print("later"))
     >>> loop.run_once(timeout=0)
@@ -49,6 +57,7 @@ class Loop:
     """
 
     def __init__(self) -> None:
+        self.report: Report = log_error
         self._epoll = select.epoll()
         self._readers: dict[int, Callback] = {}
         self._writers: dict[int, Callback] = {}
@@ -74,27 +83,27 @@ class Loop:
         heapq.heappush(self._timers, timer)
         return timer
 
-    def watch(self, fd: int, readable: Callback, writable: Callback | None = None) -> None:
-        """Calls `readable` whenever `fd` is readable or hung up (and `writable` when it takes bytes).
+    def watch(self, fd: int, readable: Callback | None, writable: Callback | None = None) -> None:
+        """Calls `readable` whenever `fd` is readable, `writable` whenever it takes bytes, either on hang-up.
 
         Watching a descriptor again replaces its callbacks. Raises OSError for a descriptor that cannot
         be waited for (closed, or a regular file).
         """
-        events = select.EPOLLIN | (select.EPOLLOUT if writable else 0)
-        if fd in self._readers:
+        events = (select.EPOLLIN if readable else 0) | (select.EPOLLOUT if writable else 0)
+        if fd in self._readers or fd in self._writers:
             self._epoll.modify(fd, events)
         else:
             self._epoll.register(fd, events)
-        self._readers[fd] = readable
-        if writable:
-            self._writers[fd] = writable
-        else:
-            self._writers.pop(fd, None)
+        for callbacks, callback in ((self._readers, readable), (self._writers, writable)):
+            if callback is not None:
+                callbacks[fd] = callback
+            else:
+                callbacks.pop(fd, None)
 
     def unwatch(self, fd: int) -> None:
         """Forgets `fd`; harmless when it is not watched. To be called before the descriptor is closed."""
-        self._writers.pop(fd, None)
-        if self._readers.pop(fd, None) is not None:
+        writable = self._writers.pop(fd, None)
+        if self._readers.pop(fd, writable) is not None:
             with suppress(OSError):
                 self._epoll.unregister(fd)
 
@@ -111,10 +120,10 @@ class Loop:
         ready = self._epoll.poll(timeout)
         ran = bool(ready)
         for fd, events in ready:
-            if events & select.EPOLLOUT and (writable := self._writers.get(fd)):
-                writable()
             if events & ~select.EPOLLOUT and (readable := self._readers.get(fd)):
                 readable()
+            if events & ~select.EPOLLIN and (writable := self._writers.get(fd)):
+                writable()
         if self._soon or self._timers:
             ran |= self._run_due()
         return ran
@@ -159,8 +168,8 @@ class Loop:
             callback = self._soon.popleft()
             try:
                 callback()
-            except Exception:
-                log.exception("a call put off with call_soon or after failed: %r", callback)
+            except Exception as error:
+                self.report(error, f"{callback!r}, put off with call_soon or after,")
         return ran
 
     def _drain_wake(self) -> None:
