@@ -5,6 +5,11 @@ from collections.abc import Generator
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# A machine shared with virtual machines and builds says nothing by being slow.
+settings.register_profile("outboard", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("outboard")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -80,6 +80,11 @@ class FrameReader:
         return len(self._data) > self._at
 
     @property
+    def is_empty(self) -> bool:
+        """Whether nothing is held: no part of a message, no descriptor."""
+        return not self._data and not self._fds
+
+    @property
     def pending_fds(self) -> tuple[int, ...]:
         """The descriptors that came and are in no frame yet."""
         return tuple(fd for _, fds in self._fds for fd in fds)
