@@ -14,6 +14,7 @@ The package, from the bottom up::
     cli                    the `outboard` command
 """
 
+from outboard.client import Client
 from outboard.device import Access, Device, DeviceContract, Region
 from outboard.dma import GuestMemory, Mapping
 from outboard.errors import OutboardError
@@ -29,12 +30,14 @@ from outboard.pci.capabilities import (
     VendorExtended,
 )
 from outboard.pci.interrupts import Intx, IrqAction, IrqData
+from outboard.server import Server, serve, serve_all
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Access",
     "Bar",
+    "Client",
     "Device",
     "DeviceContract",
     "GuestMemory",
@@ -51,6 +54,9 @@ __all__ = [
     "Region",
     "Rom",
     "SerialNumber",
+    "Server",
     "VendorCapability",
     "VendorExtended",
+    "serve",
+    "serve_all",
 ]

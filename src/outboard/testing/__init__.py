@@ -1,1 +1,9 @@
-"""To be written."""
+"""Tools for testing devices, and drivers with them. Public; imports no test framework.
+
+* `client`: `TestClient`: a client and a device in one thread, without a socket
+* `guest`: virtual machines whose unmodified drivers use the device
+"""
+
+from outboard.testing.client import TestClient
+
+__all__ = ["TestClient"]

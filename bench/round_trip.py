@@ -1,0 +1,110 @@
+"""How long does a REGION_READ take, against the least a Python server could take?
+
+The least is an echo: a process that waits for its socket, receives and sends back the same number of bytes.
+Both are measured raw over a socket pair, the server in a process of its own, in turns. Run:
+`python bench/round_trip.py`.
+"""
+
+import argparse
+import json
+import os
+import select
+import socket
+import statistics
+import time
+from collections.abc import Callable
+
+from outboard import Bar, Device
+from outboard.protocol import ClientConnection
+from outboard.protocol.messages import RegionRead
+from outboard.server import Server
+
+
+class Registers(Device):
+    """The device asked: one plain register."""
+
+    vendor_id, device_id, class_code = 0x1234, 0x0001, 0xFF0000
+    mmio = Bar(0, size=0x1000)
+    control = mmio.reg(0x10, reset=0xCAFE)
+
+
+def echo(connection: socket.socket) -> None:
+    """The least a server does: wait, receive (with room for descriptors), send."""
+    waiting = select.epoll()
+    waiting.register(connection, select.EPOLLIN)
+    room = socket.CMSG_SPACE(253 * 4)
+    while True:
+        waiting.poll()
+        data, _, _, _ = connection.recvmsg(128 << 10, room)
+        if not data:
+            return
+        connection.sendmsg([data + b"\0\0\0\0"])
+
+
+def serve(connection: socket.socket) -> None:
+    """Our server, on an inherited socket."""
+    with Server(Registers(), fd=connection.detach()) as server:
+        server.serve_forever()
+
+
+def in_child(server: Callable[[socket.socket], None]) -> tuple[socket.socket, int]:
+    """`server` in a process of its own; our end of the socket pair, and the process."""
+    ours, theirs = socket.socketpair()
+    child = os.fork()
+    if child == 0:
+        ours.close()
+        server(theirs)
+        os._exit(0)
+    theirs.close()
+    return ours, child
+
+
+def microseconds(connection: socket.socket, message: bytes, rounds: int) -> float:
+    """One round trip of `message`, on average over `rounds`."""
+    started = time.perf_counter()
+    for _ in range(rounds):
+        connection.send(message)
+        connection.recv(4096)
+    return (time.perf_counter() - started) / rounds * 1e6
+
+
+def main() -> None:
+    """Measures and prints."""
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--rounds", type=int, default=20_000, help="round trips a turn")
+    arguments.add_argument("--turns", type=int, default=9, help="turns of each; medians are printed")
+    arguments.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    options = arguments.parse_args()
+
+    device, device_process = in_child(serve)
+    echoing, echo_process = in_child(echo)
+    protocol = ClientConnection()
+    device.send(protocol.version_command()[1])
+    protocol.feed(device.recv(4096))
+    message = protocol.command(RegionRead(offset=0x10, region=0, count=4))[1]
+
+    pairs = []
+    for _ in range(options.turns):
+        pairs.append(
+            (microseconds(device, message, options.rounds), microseconds(echoing, message, options.rounds))
+        )
+    device.close()
+    echoing.close()
+    for process in (device_process, echo_process):
+        os.waitpid(process, 0)
+
+    result = {
+        "region_read_us": round(statistics.median(ours for ours, _ in pairs), 2),
+        "echo_us": round(statistics.median(theirs for _, theirs in pairs), 2),
+        "ratio": round(statistics.median(ours / theirs for ours, theirs in pairs), 3),
+    }
+    if options.json:
+        print(json.dumps(result))
+    else:
+        print(f"REGION_READ {result['region_read_us']:8.2f} us a round trip")
+        print(f"echo        {result['echo_us']:8.2f} us")
+        print(f"ratio       {result['ratio']:8.3f} (median of {options.turns} pairs; at most 1.3 is wanted)")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""Reading and writing numbers in a region: by messages, or in a mapping shared with the server."""
+
+import mmap
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+
+
+class Accessor(ABC):
+    """A region's bytes as little-endian numbers of 8 to 64 bits, at byte offsets."""
+
+    @abstractmethod
+    def read(self, offset: int, size: int) -> bytes:
+        """The `size` bytes at `offset`."""
+
+    @abstractmethod
+    def write(self, offset: int, data: bytes) -> None:
+        """Stores `data` at `offset`."""
+
+    def read8(self, offset: int) -> int:
+        """The byte at `offset`."""
+        return self.read(offset, 1)[0]
+
+    def read16(self, offset: int) -> int:
+        """The 16-bit number at `offset`."""
+        return int.from_bytes(self.read(offset, 2), "little")
+
+    def read32(self, offset: int) -> int:
+        """The 32-bit number at `offset`."""
+        return int.from_bytes(self.read(offset, 4), "little")
+
+    def read64(self, offset: int) -> int:
+        """The 64-bit number at `offset`, in one access."""
+        return int.from_bytes(self.read(offset, 8), "little")
+
+    def write8(self, offset: int, value: int) -> None:
+        """Stores a byte."""
+        self.write(offset, value.to_bytes(1, "little"))
+
+    def write16(self, offset: int, value: int) -> None:
+        """Stores a 16-bit number."""
+        self.write(offset, value.to_bytes(2, "little"))
+
+    def write32(self, offset: int, value: int) -> None:
+        """Stores a 32-bit number."""
+        self.write(offset, value.to_bytes(4, "little"))
+
+    def write64(self, offset: int, value: int) -> None:
+        """Stores a 64-bit number, in one access."""
+        self.write(offset, value.to_bytes(8, "little"))
+
+
+class RegionAccess(Accessor):
+    """A region reached by messages: every access is seen by the device."""
+
+    def __init__(
+        self,
+        read: Callable[[int, int, int], bytes],
+        write: Callable[[int, int, bytes], None],
+        index: int,
+        size: int,
+    ) -> None:
+        self.index = index
+        self.size = size
+        self._read = read
+        self._write = write
+
+    def read(self, offset: int, size: int) -> bytes:
+        """The `size` bytes at `offset`; raises RemoteError if the server refuses."""
+        return self._read(self.index, offset, size)
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Stores `data` at `offset`; raises RemoteError if the server refuses."""
+        self._write(self.index, offset, data)
+
+
+class MappedRegion(Accessor):
+    """The areas of a region that the server lets its client map: memory shared with the device.
+
+    ``areas`` are (offset, size) in the region. A context manager that unmaps.
+    """
+
+    def __init__(self, fds: Sequence[int], base: int, areas: Sequence[tuple[int, int]]) -> None:
+        self.areas = tuple(areas)
+        self._maps: list[tuple[int, int, mmap.mmap]] = []
+        for number, (offset, size) in enumerate(self.areas):
+            fd = fds[number] if len(fds) == len(self.areas) else fds[0]
+            self._maps.append((offset, offset + size, mmap.mmap(fd, size, offset=base + offset)))
+
+    def read(self, offset: int, size: int) -> bytes:
+        """The `size` bytes at `offset`; raises IndexError outside the mapped areas."""
+        start, memory = self._find(offset, size)
+        return memory[offset - start : offset - start + size]
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Stores `data` at `offset`; raises IndexError outside the mapped areas."""
+        start, memory = self._find(offset, len(data))
+        memory[offset - start : offset - start + len(data)] = data
+
+    def close(self) -> None:
+        """Unmaps the areas."""
+        for _, _, memory in self._maps:
+            memory.close()
+        self._maps.clear()
+
+    def __enter__(self) -> "MappedRegion":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _find(self, offset: int, size: int) -> tuple[int, mmap.mmap]:
+        for start, end, memory in self._maps:
+            if start <= offset and offset + size <= end:
+                return start, memory
+        raise IndexError(f"{size} bytes at {offset:#x} are not in a mapped area: {self.areas}")

@@ -1,0 +1,38 @@
+"""Interrupts as a client receives them: one eventfd a vector."""
+
+import os
+import select
+from contextlib import suppress
+
+from outboard.errors import PeerTimeout
+
+
+class Interrupt:
+    """Receives one vector. ``fd`` is the eventfd the server signals."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+    def wait(self, timeout: float = 5.0) -> int:
+        """Waits for the interrupt; how often it has fired since it was last waited for.
+
+        Raises PeerTimeout after `timeout` seconds.
+        """
+        poll = select.poll()
+        poll.register(self.fd, select.POLLIN)
+        if not poll.poll(timeout * 1000):
+            raise PeerTimeout(f"{self.name} has not fired within {timeout:g} s")
+        return self.take()
+
+    def take(self) -> int:
+        """How often the interrupt has fired since it was last asked; 0 if it has not. Never waits."""
+        with suppress(BlockingIOError):
+            return os.eventfd_read(self.fd)
+        return 0
+
+    def close(self) -> None:
+        """Closes the eventfd."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1

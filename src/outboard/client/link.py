@@ -1,0 +1,182 @@
+"""A client's end of the wire: one command at a time, the server's own commands served meanwhile.
+
+A server may ask for guest memory (DMA_READ, DMA_WRITE) at any moment, also between our command and its
+reply; such commands are answered from the client's `AddressSpace`.
+"""
+
+import errno
+import os
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+
+from outboard.client.memory import AddressSpace
+from outboard.client.transport import Transport
+from outboard.errors import ConnectionLost, OutboardError, PeerTimeout, RemoteError, RemoteProtocolError
+from outboard.protocol import (
+    Capabilities,
+    ClientConnection,
+    ErrorReply,
+    Event,
+    Fatal,
+    Malformed,
+    Message,
+    Reply,
+    Request,
+)
+from outboard.protocol.messages import DmaRead, DmaReadReply, DmaWrite, DmaWriteReply, Version
+
+
+class Link:
+    """Commands to a server over `transport`; each waits for its reply up to `timeout` seconds.
+
+    After ConnectionLost, PeerTimeout or a RemoteProtocolError that leaves the stream out of step the link is
+    closed: every later command raises ConnectionLost.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        memory: AddressSpace,
+        *,
+        timeout: float | None = 5.0,
+        connection: ClientConnection | None = None,
+    ) -> None:
+        self.timeout = timeout
+        self.memory = memory
+        self._transport = transport
+        self._connection = connection or ClientConnection()
+        self._closed = False
+        self._replies: dict[int, Reply | ErrorReply] = {}
+
+    @property
+    def peer(self) -> Capabilities:
+        """What the server said of itself in VERSION."""
+        return self._connection.peer
+
+    def negotiate(self) -> Version:
+        """Sends VERSION; the server's answer. To be called once, first."""
+        message_id, data = self._connection.version_command()
+        reply = self._transact([(message_id, data, ())], "VERSION")[0]
+        if not isinstance(reply.body, Version):
+            raise RemoteProtocolError(f"the server answered VERSION with {type(reply.body).__name__}")
+        return reply.body
+
+    def command(self, body: Message, fds: Sequence[int] = ()) -> tuple[Message, tuple[int, ...]]:
+        """Sends `body`; the reply's body and descriptors (which are the caller's).
+
+        Raises RemoteError when the server answers with an error, PeerTimeout, ConnectionLost.
+        """
+        self._check_open()
+        message_id, data = self._connection.command(body)
+        [reply] = self._transact([(message_id, data, fds)], type(body).__name__)
+        return reply.body, reply.fds
+
+    def pipeline(self, commands: Sequence[tuple[Message, Sequence[int]]]) -> list[Message]:
+        """Sends all of `commands` (body, descriptors), then waits for the replies; their bodies.
+
+        Raises as `command` does, for the first that the server refuses.
+        """
+        self._check_open()
+        messages = [(*self._connection.command(body), fds) for body, fds in commands]
+        replies = self._transact(messages, f"{len(commands)} pipelined commands")
+        for reply in replies:
+            _close_all(reply.fds)
+        return [reply.body for reply in replies]
+
+    def post(self, body: Message) -> None:
+        """Sends `body` with No_reply: nothing comes back, not even an error."""
+        self._check_open()
+        _, data = self._connection.command(body, no_reply=True)
+        self._transport.send(data)
+
+    def serve_pending(self, timeout: float = 0.0) -> None:
+        """Answers commands of the server that have arrived, waiting up to `timeout` seconds for the first."""
+        with suppress(PeerTimeout):
+            self._receive(timeout)
+
+    def close(self) -> None:
+        """Ends the connection. Harmless to repeat."""
+        if not self._closed:
+            self._closed = True
+            _close_all(self._connection.pending_fds)
+            for reply in self._replies.values():
+                _close_all(reply.fds)
+            self._replies.clear()
+            self._transport.close()
+
+    def _transact(self, messages: Sequence[tuple[int, bytes, Sequence[int]]], name: str) -> list[Reply]:
+        """Sends messages (id, bytes, descriptors) and waits for the reply of each."""
+        deadline = None if self.timeout is None else time.monotonic() + self.timeout
+        try:
+            for _, data, fds in messages:
+                self._transport.send(data, fds)
+            while any(message_id not in self._replies for message_id, _, _ in messages):
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    raise PeerTimeout(f"the server has not answered {name} within {self.timeout:g} s")
+                self._receive(left)
+        except (ConnectionLost, PeerTimeout, RemoteProtocolError):
+            self.close()
+            raise
+        answers = [self._replies.pop(message_id) for message_id, _, _ in messages]
+        replies = [answer for answer in answers if isinstance(answer, Reply)]
+        for refusal in answers:
+            if isinstance(refusal, ErrorReply):
+                for reply in answers:
+                    _close_all(reply.fds)
+                reason = os.strerror(refusal.errno) if refusal.errno else "no reason given"
+                raise RemoteError(f"the server refuses {name}: {reason}", command=name, errno=refusal.errno)
+        return replies
+
+    def _receive(self, timeout: float | None) -> None:
+        data, fds = self._transport.receive(timeout)
+        for event in self._connection.feed(data, fds):
+            self._handle(event)
+
+    def _handle(self, event: Event) -> None:
+        match event:
+            case Reply() | ErrorReply():
+                self._replies[event.message_id] = event
+            case Request():
+                _close_all(event.fds)
+                self._answer(event)
+            case Malformed():
+                _close_all(event.fds)
+                self._send(self._connection.refuse(event, event.error.errno))
+            case Fatal():
+                _close_all(event.fds)
+                self._send(event.answer)
+                raise event.error
+
+    def _answer(self, request: Request) -> None:
+        """Serves DMA_READ and DMA_WRITE out of our memory."""
+        body = request.body
+        try:
+            if isinstance(body, DmaRead):
+                source = self.memory.slice(body.address, body.count, write=False)
+                answer = self._connection.reply(
+                    request, DmaReadReply(body.address, body.count, bytes(source))
+                )
+            elif isinstance(body, DmaWrite):
+                self.memory.slice(body.address, body.count, write=True)[:] = body.data
+                answer = self._connection.reply(request, DmaWriteReply(body.address, body.count))
+            else:
+                answer = self._connection.refuse(request, errno.ENOSYS)
+        except OutboardError as error:
+            answer = self._connection.refuse(request, error.errno)
+        self._send(answer)
+
+    def _send(self, data: bytes) -> None:
+        if data:
+            self._transport.send(data)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ConnectionLost("the connection to the server is closed; connect again")
+
+
+def _close_all(fds: Iterable[int]) -> None:
+    for fd in fds:
+        with suppress(OSError):
+            os.close(fd)

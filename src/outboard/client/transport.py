@@ -1,0 +1,92 @@
+"""What carries a client's messages: a UNIX socket, or anything with the same four methods."""
+
+import array
+import os
+import select
+import socket
+import time
+from collections.abc import Sequence
+from typing import Protocol
+
+from outboard.errors import ConnectionLost, PeerTimeout
+
+RECEIVE_BYTES = 128 << 10
+MAX_DESCRIPTORS = 253
+ANCILLARY = socket.CMSG_SPACE(MAX_DESCRIPTORS * array.array("i").itemsize)
+
+
+class Transport(Protocol):
+    """Moves bytes and descriptors to a server and back."""
+
+    def send(self, data: bytes, fds: Sequence[int] = ()) -> None:
+        """Sends all of `data`; `fds` (which stay the caller's) ride on its first byte."""
+
+    def receive(self, timeout: float | None) -> tuple[bytes, Sequence[int]]:
+        """What has arrived, waiting for it up to `timeout` seconds; the descriptors are the caller's.
+
+        Raises PeerTimeout, and ConnectionLost when the server has gone.
+        """
+
+    def close(self) -> None:
+        """Ends the connection."""
+
+
+class SocketTransport:
+    """A `Transport` over a connected UNIX stream socket, which it owns."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+        self._socket.setblocking(True)
+        self._poll = select.poll()
+        self._poll.register(connection, select.POLLIN)
+
+    @classmethod
+    def connect(cls, path: str | os.PathLike[str], timeout: float = 0.0) -> "SocketTransport":
+        """Connects to the server at `path`, trying again for up to `timeout` seconds while none listens."""
+        deadline = time.monotonic() + timeout
+        while True:
+            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+            try:
+                connection.connect(os.fspath(path))
+                return cls(connection)
+            except OSError as error:
+                connection.close()
+                if time.monotonic() >= deadline:
+                    raise ConnectionLost(f"no server at {path}: {error.strerror}; is it running?") from error
+                time.sleep(0.01)
+
+    def send(self, data: bytes, fds: Sequence[int] = ()) -> None:
+        """Sends all of `data`, in one call where the socket takes it."""
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        try:
+            sent = self._socket.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)
+            while sent < len(data):
+                sent += self._socket.send(data[sent:], socket.MSG_NOSIGNAL)
+        except OSError as error:
+            raise ConnectionLost(f"the server has gone: {error.strerror}") from error
+
+    def receive(self, timeout: float | None) -> tuple[bytes, Sequence[int]]:
+        """What has arrived; see `Transport.receive`."""
+        if not self._poll.poll(None if timeout is None else max(0.0, timeout) * 1000):
+            raise PeerTimeout(f"the server sent nothing for {timeout:g} s")
+        try:
+            data, ancillary, flags, _ = self._socket.recvmsg(
+                RECEIVE_BYTES, ANCILLARY, socket.MSG_CMSG_CLOEXEC
+            )
+        except OSError as error:
+            raise ConnectionLost(f"the connection broke: {error.strerror}") from error
+        fds = array.array("i")
+        for level, kind, payload in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
+        if not data or flags & socket.MSG_CTRUNC:
+            for fd in fds:
+                os.close(fd)
+            raise ConnectionLost(
+                "the server sent more descriptors than fit" if data else "the server has gone"
+            )
+        return data, tuple(fds)
+
+    def close(self) -> None:
+        """Closes the socket."""
+        self._socket.close()

@@ -1,0 +1,132 @@
+"""DMA by message: guest memory that the client mapped without a descriptor.
+
+vfio-user's DMA_READ and DMA_WRITE, the only commands a server sends. Two traps are kept here:
+
+* QEMU's vCPU waits for our answer to a register access while it holds the lock its DMA service needs, so
+  asking for memory from inside a register handler would deadlock until QEMU gives up. It is refused, with
+  the sentence that says what to do.
+* QEMU 10.1 lays these messages out in its own way. A write of no bytes tells the two apart without harm: a
+  peer that follows the specification echoes address and count, QEMU 10.1 answers with a bare header.
+"""
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from outboard.errors import ConnectionLost, DmaError, DmaInHandler, PeerTimeout
+from outboard.protocol import DmaLayout, ErrorReply, Message, Reply, ServerConnection
+from outboard.protocol.messages import (
+    DmaRead,
+    DmaReadReply,
+    DmaWrite,
+    Empty,
+)
+
+if TYPE_CHECKING:
+    from outboard.server.session import Session
+
+REPLY_DEADLINE = 5.0
+"""Seconds a client has to answer a DMA message: what QEMU grants us the other way round."""
+
+
+class MessageDma:
+    """`RemoteMemory` over one client's connection.
+
+    ``pump(seconds)`` lets input arrive and be handled for up to that long: other requests of the client are
+    served while an answer is awaited, so neither side waits for the other.
+    """
+
+    def __init__(
+        self, session: "Session", connection: ServerConnection, pump: Callable[[float], None]
+    ) -> None:
+        self._session = session
+        self._connection = connection
+        self._pump = pump
+        self._awaited: int | None = None
+        self._answer: Reply | ErrorReply | None = None
+        self._probed = False
+
+    def read(self, address: int, count: int) -> bytes:
+        """The `count` bytes at IOVA `address`, in messages no longer than the client takes.
+
+        Raises DmaInHandler inside a register handler, DmaError when the client refuses, PeerTimeout and
+        ConnectionLost.
+        """
+        self._prepare(address, count)
+        parts = []
+        for at, size in self._chunks(address, count):
+            body = self._ask(DmaRead(address=at, count=size), at, size)
+            if not isinstance(body, DmaReadReply) or len(body.data) != size:
+                raise DmaError(
+                    f"the client answered a read of {size:#x} bytes at {at:#x} with another length",
+                    address=at,
+                    size=size,
+                )
+            parts.append(body.data)
+        return b"".join(parts)
+
+    def write(self, address: int, data: bytes) -> None:
+        """Stores `data` at IOVA `address`; raises as `read` does."""
+        self._prepare(address, len(data))
+        for at, size in self._chunks(address, len(data)):
+            piece = data[at - address : at - address + size]
+            self._ask(DmaWrite(address=at, count=size, data=piece), at, size)
+
+    def deliver(self, reply: Reply | ErrorReply) -> bool:
+        """Takes the reply if it is the one awaited."""
+        if reply.message_id != self._awaited:
+            return False
+        self._answer = reply
+        return True
+
+    def _prepare(self, address: int, size: int) -> None:
+        if self._session.in_handler:
+            raise DmaInHandler(
+                f"{size:#x} bytes at {address:#x} are reached by messages to the VMM, which now waits for"
+                " us: transfer in self.call_soon(fn), or give the VMM shared memory",
+                address=address,
+                size=size,
+            )
+        if not self._probed:
+            body = self._ask(DmaWrite(address=address, count=0, data=b""), address, 0)
+            self._probed = True
+            self._connection.dma_layout = DmaLayout.QEMU10 if isinstance(body, Empty) else DmaLayout.SPEC
+
+    def _chunks(self, address: int, size: int) -> list[tuple[int, int]]:
+        step = self._connection.peer.max_data_xfer_size
+        return [(at, min(step, address + size - at)) for at in range(address, address + size, step)]
+
+    def _ask(self, command: Message, address: int, size: int) -> Message:
+        if self._awaited is not None:
+            raise DmaInHandler(
+                f"{size:#x} bytes at {address:#x}: another transfer by message is under way;"
+                " start this one from self.call_soon(fn)",
+                address=address,
+                size=size,
+            )
+        message_id, data = self._connection.command(command)
+        self._awaited, self._answer = message_id, None
+        try:
+            self._session.send(data)
+            deadline = time.monotonic() + REPLY_DEADLINE
+            while self._answer is None:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise PeerTimeout(
+                        f"the client has not answered {type(command).__name__} of {size:#x} bytes"
+                        f" at {address:#x} within {REPLY_DEADLINE:g} s; give the VMM shared memory"
+                    )
+                self._pump(left)
+                if self._session.closed:
+                    raise ConnectionLost(f"the client left during {type(command).__name__} at {address:#x}")
+        finally:
+            self._awaited = None
+        answer = self._answer
+        if isinstance(answer, ErrorReply):
+            raise DmaError(
+                f"the client refuses {type(command).__name__} of {size:#x} bytes at {address:#x}"
+                f" (errno {answer.errno})",
+                address=address,
+                size=size,
+            )
+        return answer.body

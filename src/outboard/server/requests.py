@@ -1,0 +1,264 @@
+"""What each command of a client asks of a device: one method a command.
+
+A method takes the request and returns the reply's body, or raises an error whose ``errno`` becomes the
+error reply. Checks that need only the message are here; those that need the device (which vectors exist,
+what overlaps) are the device's.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+from outboard.device import DeviceContract, Region
+from outboard.dma import Mapping
+from outboard.errors import OutboardError, RequestRefused
+from outboard.pci.interrupts import IrqAction, IrqData
+from outboard.protocol import Command, Message, Request
+from outboard.protocol.messages import (
+    Area,
+    DeviceFlag,
+    DeviceInfo,
+    DeviceReset,
+    DmaMap,
+    DmaMapFlag,
+    DmaUnmap,
+    DmaUnmapFlag,
+    Empty,
+    IrqFlag,
+    IrqInfo,
+    RegionFlag,
+    RegionInfo,
+    RegionIoFds,
+    RegionRead,
+    RegionReadReply,
+    RegionWrite,
+    RegionWriteMulti,
+    RegionWriteMultiReply,
+    RegionWriteReply,
+    SetIrqs,
+    SetIrqsFlag,
+)
+
+log = logging.getLogger(__name__)
+
+OnError = Literal["error", "ones"]
+
+INFO_SIZE = 16
+MAX_TRANSFER = 1 << 20
+"""Bytes one REGION_READ or REGION_WRITE may move: what our VERSION reply says."""
+INTX = 0
+
+DATA_KINDS = SetIrqsFlag.DATA_NONE | SetIrqsFlag.DATA_BOOL | SetIrqsFlag.DATA_EVENTFD
+ACTIONS = SetIrqsFlag.MASK | SetIrqsFlag.UNMASK | SetIrqsFlag.TRIGGER
+
+
+class Requests:
+    """The commands of vfio-user, asked of `device`.
+
+    ``table`` maps a command to its method. ``reply_fds`` are the descriptors that go with the reply of the
+    latest method called: a region's, which stay the device's own.
+    """
+
+    def __init__(self, device: DeviceContract, on_error: OnError = "error") -> None:
+        self.device = device
+        self.on_error = on_error
+        self.reply_fds: Sequence[int] = ()
+        self._maps: set[tuple[int, int]] = set()
+        self.table: dict[Command, Callable[[Request, Any], Message]] = {
+            Command.DMA_MAP: self.dma_map,
+            Command.DMA_UNMAP: self.dma_unmap,
+            Command.DEVICE_GET_INFO: self.device_info,
+            Command.DEVICE_GET_REGION_INFO: self.region_info,
+            Command.DEVICE_GET_REGION_IO_FDS: self.region_io_fds,
+            Command.DEVICE_GET_IRQ_INFO: self.irq_info,
+            Command.DEVICE_SET_IRQS: self.set_irqs,
+            Command.REGION_READ: self.region_read,
+            Command.REGION_WRITE: self.region_write,
+            Command.REGION_WRITE_MULTI: self.region_write_multi,
+            Command.DEVICE_RESET: self.device_reset,
+        }
+
+    def region_read(self, request: Request, body: RegionRead) -> Message:
+        """REGION_READ: `count` bytes of a region."""
+        offset, index, count = body.offset, body.region, body.count
+        self._check_access(index, offset, count)
+        try:
+            data = self.device.region_read(index, offset, count) if count else b""
+        except Exception as error:
+            if self.on_error != "ones":
+                raise
+            log.warning(
+                "region %d, offset %#x: the read failed, answered with all ones: %s", index, offset, error
+            )
+            data = b"\xff" * count
+        if len(data) != count:
+            raise OutboardError(
+                f"the device answered a read of {count} bytes at {offset:#x} of region {index}"
+                f" with {len(data)}"
+            )
+        return RegionReadReply(offset, index, count, data)
+
+    def region_write(self, request: Request, body: RegionWrite) -> Message:
+        """REGION_WRITE: bytes into a region."""
+        self._write(body.region, body.offset, body.data)
+        return RegionWriteReply(body.offset, body.region, body.count)
+
+    def region_write_multi(self, request: Request, body: RegionWriteMulti) -> Message:
+        """REGION_WRITE_MULTI: several short writes, in their order; all are checked before the first."""
+        for write in body.writes:
+            self._check_access(write.region, write.offset, len(write.data))
+        for write in body.writes:
+            self._write(write.region, write.offset, write.data)
+        return RegionWriteMultiReply(len(body.writes))
+
+    def device_info(self, request: Request, body: DeviceInfo) -> Message:
+        """DEVICE_GET_INFO."""
+        return DeviceInfo(
+            argsz=INFO_SIZE,
+            flags=DeviceFlag.RESET | DeviceFlag.PCI,
+            num_regions=len(self.device.regions),
+            num_irqs=len(self.device.interrupts),
+        )
+
+    def region_info(self, request: Request, body: RegionInfo) -> Message:
+        """DEVICE_GET_REGION_INFO, cut to what the client has room for.
+
+        QEMU asks with room for the fixed part only and again with the `argsz` it is told; descriptors
+        travel only with the whole answer.
+        """
+        index = body.index
+        region = self._region(index)
+        info = RegionInfo(
+            argsz=0,
+            flags=region.flags,
+            index=index,
+            cap_offset=0,
+            size=region.size,
+            offset=region.fd_offset,
+        )
+        if region.fd is None or not region.flags & RegionFlag.MMAP:
+            return info.fitted(body.argsz)
+        # No list of areas means that the whole region may be mapped.
+        if tuple(region.areas) != ((0, region.size),):
+            info.areas = tuple(Area(offset, size) for offset, size in region.areas)
+        if body.argsz >= info.needed:
+            self.reply_fds = (region.fd,)
+        return info.fitted(body.argsz)
+
+    def region_io_fds(self, request: Request, body: RegionIoFds) -> Message:
+        """DEVICE_GET_REGION_IO_FDS: no region of ours has any yet."""
+        if body.flags or body.count:
+            raise RequestRefused(
+                f"flags ({body.flags:#x}) and count ({body.count}) have to be 0 in this request"
+            )
+        if not self._region(body.index).size:
+            raise RequestRefused(f"the device has no region {body.index}")
+        return RegionIoFds(argsz=INFO_SIZE, flags=0, index=body.index, count=0)
+
+    def irq_info(self, request: Request, body: IrqInfo) -> Message:
+        """DEVICE_GET_IRQ_INFO."""
+        index = body.index
+        flags = IrqFlag.EVENTFD
+        if index == INTX:
+            flags |= IrqFlag.MASKABLE | IrqFlag.AUTOMASKED
+        return IrqInfo(argsz=INFO_SIZE, flags=flags, index=index, count=self._vectors(index))
+
+    def set_irqs(self, request: Request, body: SetIrqs) -> Message:
+        """DEVICE_SET_IRQS: assigns eventfds, masks, unmasks, fires."""
+        kind, action = body.flags & DATA_KINDS, body.flags & ACTIONS
+        if body.flags & ~(DATA_KINDS | ACTIONS) or kind.bit_count() != 1 or action.bit_count() != 1:
+            raise RequestRefused(
+                f"flags {body.flags:#x}: exactly one of NONE, BOOL, EVENTFD"
+                " and one of MASK, UNMASK, TRIGGER are needed"
+            )
+        self._vectors(body.index)
+        wanted = body.count if kind == SetIrqsFlag.DATA_BOOL else 0
+        if len(body.data) != wanted:
+            raise RequestRefused(f"{len(body.data)} bytes of data, the flags ask for {wanted}")
+        fds, request.fds = request.fds, ()
+        self.device.set_irqs(
+            body.index,
+            IrqAction(int(action)),
+            IrqData(int(kind)),
+            body.start,
+            body.count,
+            fds=fds,
+            bools=bytes(body.data),
+        )
+        return Empty()
+
+    def dma_map(self, request: Request, body: DmaMap) -> Message:
+        """DMA_MAP: a range of guest memory, with a descriptor or without."""
+        if body.flags & ~(DmaMapFlag.READ | DmaMapFlag.WRITE):
+            raise RequestRefused(
+                f"DMA_MAP flags {int(body.flags):#x}: only readable (1) and writable (2) are known"
+            )
+        if len(request.fds) > 1:
+            raise RequestRefused(f"DMA_MAP takes one descriptor, {len(request.fds)} came")
+        fds, request.fds = request.fds, ()
+        self.device.dma_map(
+            Mapping(
+                address=body.address,
+                size=body.size,
+                readable=bool(body.flags & DmaMapFlag.READ),
+                writable=bool(body.flags & DmaMapFlag.WRITE),
+                fd=fds[0] if fds else None,
+                offset=body.offset,
+            )
+        )
+        self._maps.add((body.address, body.size))
+        return Empty()
+
+    def dma_unmap(self, request: Request, body: DmaUnmap) -> Message:
+        """DMA_UNMAP: one range, or (flag ALL, address and size 0) every one."""
+        if body.flags & ~DmaUnmapFlag.ALL:
+            raise RequestRefused(f"DMA_UNMAP flags {int(body.flags):#x}: only ALL (2) is known")
+        if body.flags & DmaUnmapFlag.ALL:
+            if body.address or body.size:
+                raise RequestRefused("DMA_UNMAP of ALL takes neither address nor size")
+            self.unmap_all()
+        else:
+            self.device.dma_unmap(body.address, body.size)
+            self._maps.discard((body.address, body.size))
+        return DmaUnmap(argsz=24, flags=body.flags, address=body.address, size=body.size)
+
+    def device_reset(self, request: Request, body: DeviceReset) -> Message:
+        """DEVICE_RESET."""
+        self.device.reset()
+        return Empty()
+
+    def unmap_all(self) -> None:
+        """Takes back every range the client has mapped."""
+        for address, size in sorted(self._maps):
+            self.device.dma_unmap(address, size)
+        self._maps.clear()
+
+    def release_interrupts(self) -> None:
+        """Takes back every eventfd the client has assigned."""
+        for index, vectors in enumerate(self.device.interrupts):
+            if vectors:
+                self.device.set_irqs(index, IrqAction.TRIGGER, IrqData.NONE, 0, 0)
+
+    def _write(self, index: int, offset: int, data: bytes) -> None:
+        self._check_access(index, offset, len(data))
+        if data:
+            self.device.region_write(index, offset, data)
+
+    def _check_access(self, index: int, offset: int, count: int) -> None:
+        regions = self.device.regions
+        if index >= len(regions) or offset + count > regions[index].size or count > MAX_TRANSFER:
+            size = regions[index].size if index < len(regions) else 0
+            raise RequestRefused(
+                f"{count} bytes at {offset:#x} of region {index}: the region has {size:#x} bytes,"
+                f" and one access moves at most {MAX_TRANSFER:#x}"
+            )
+
+    def _region(self, index: int) -> Region:
+        if index >= len(self.device.regions):
+            raise RequestRefused(f"region {index}: there are {len(self.device.regions)} regions")
+        return self.device.regions[index]
+
+    def _vectors(self, index: int) -> int:
+        if index >= len(self.device.interrupts):
+            raise RequestRefused(f"interrupt index {index}: there are {len(self.device.interrupts)}")
+        return self.device.interrupts[index]

@@ -1,0 +1,302 @@
+"""A device behind a UNIX socket: listens, takes one client at a time, survives its going.
+
+Follows vfio-user's "Socket Disconnection Behavior" and its conventions for back-end programs: in the
+foreground, a clean end on SIGTERM, a socket by path or by inherited descriptor.
+"""
+
+import array
+import errno
+import logging
+import os
+import select
+import signal
+import socket
+import stat
+import threading
+from collections import deque
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from outboard.device import DeviceContract
+from outboard.errors import SetupError
+from outboard.loop import Loop
+from outboard.server.requests import OnError
+from outboard.server.session import Session
+
+log = logging.getLogger(__name__)
+
+RECEIVE_BYTES = 128 << 10
+MAX_DESCRIPTORS = 253
+"""What Linux lets one message carry (SCM_MAX_FD): room for clients that send more than we said we take."""
+ANCILLARY = socket.CMSG_SPACE(MAX_DESCRIPTORS * array.array("i").itemsize)
+SEND_FLAGS = socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT
+RECEIVE_FLAGS = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
+
+
+class Server:
+    """Serves `device` on a UNIX socket, at `path` or on an inherited descriptor `fd`.
+
+    It listens when the constructor returns. Run it with `serve_forever`, in a thread of its own with
+    `start`, or from another event loop: wait for `fileno()` and call `run_once()`. One client is served at a
+    time, a second one waits its turn; when a client goes, its memory and interrupts are let go, the device
+    keeps its state, and the next client is taken. A context manager that closes.
+
+    A file left by a dead server is replaced; one with a live server is not (SetupError).
+    """
+
+    def __init__(
+        self,
+        device: DeviceContract,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        fd: int | None = None,
+        on_error: OnError = "error",
+    ) -> None:
+        if (path is None) == (fd is None):
+            raise SetupError("a server needs a socket path or an inherited descriptor: give one of the two")
+        self.device = device
+        self.path = None if path is None else Path(path)
+        self.loop = Loop()
+        self._on_error = on_error
+        self._listener: socket.socket | None = None
+        self._connection: socket.socket | None = None
+        self._session: Session | None = None
+        self._outbox: deque[tuple[memoryview, Sequence[int]]] = deque()
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+        try:
+            given = _listen(self.path) if self.path else socket.socket(fileno=fd)
+            given.setblocking(False)
+            if given.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                self._listener = given
+                self.loop.watch(given.fileno(), self._accept)
+            else:
+                self._converse(given)
+        except OSError as error:
+            self.loop.close()
+            raise SetupError(f"cannot listen on {self.path or fd}: {error.strerror}") from error
+        except BaseException:
+            self.loop.close()
+            raise
+
+    @property
+    def connected(self) -> bool:
+        """Whether a client is being served."""
+        return self._session is not None
+
+    def fileno(self) -> int:
+        """A descriptor that is readable when `run_once` has something to do."""
+        return self.loop.fileno()
+
+    def run_once(self, timeout: float | None = 0) -> bool:
+        """Does what is due, waiting for it up to `timeout` seconds (None: for ever); True if anything was."""
+        return self.loop.run_once(timeout)
+
+    def serve_forever(self) -> None:
+        """Serves until `stop`."""
+        run_once = self.loop.run_once
+        while not self._stopping:
+            run_once(None)
+
+    def start(self) -> Self:
+        """Serves in a thread of its own."""
+        self._thread = threading.Thread(target=self.serve_forever, name=f"outboard {self.path or ''}")
+        self._thread.start()
+        return self
+
+    def stop(self) -> None:
+        """Ends `serve_forever`; may be called from any thread and from a signal handler."""
+        self._stopping = True
+        self.loop.wake()
+
+    def close(self) -> None:
+        """Stops, lets the client go, and removes the socket's file. Harmless to repeat."""
+        self.stop()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self._disconnect("the server ends")
+        if self._listener is not None:
+            self.loop.unwatch(self._listener.fileno())
+            self._listener.close()
+            self._listener = None
+            if self.path is not None:
+                self.path.unlink(missing_ok=True)
+        self.loop.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _accept(self) -> None:
+        assert self._listener is not None
+        try:
+            connection, _ = self._listener.accept()
+        except OSError as error:
+            log.warning("a client could not be taken: %s", error.strerror)
+            return
+        # The next client waits in the backlog until this one has gone.
+        self.loop.unwatch(self._listener.fileno())
+        self._converse(connection)
+
+    def _converse(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        log.info("a client has connected")
+        self._connection = connection
+        self._session = Session(self.device, self.loop, self._send, self._pump, on_error=self._on_error)
+        self.loop.watch(connection.fileno(), self._receive)
+
+    def _receive(self) -> None:
+        assert self._connection is not None
+        assert self._session is not None
+        try:
+            data, ancillary, flags, _ = self._connection.recvmsg(RECEIVE_BYTES, ANCILLARY, RECEIVE_FLAGS)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._disconnect(f"the connection broke: {error.strerror}")
+            return
+        fds = _descriptors(ancillary) if ancillary else ()
+        if not data or flags & socket.MSG_CTRUNC:
+            for fd in fds:
+                os.close(fd)
+            self._disconnect("the client sent more descriptors than fit" if data else "the client has gone")
+            return
+        self._session.feed(data, fds)
+        if self._session is not None and self._session.closed:
+            self._disconnect("the client broke the protocol")
+
+    def _send(self, data: bytes, fds: Sequence[int] = ()) -> None:
+        """Sends one message, whole if the socket takes it; what it does not take waits its turn."""
+        if self._connection is None:
+            return
+        if not self._outbox:
+            sent = self._try_send(data, fds)
+            if sent == len(data):
+                return
+            if sent:
+                data, fds = data[sent:], ()
+        # Descriptors are the device's own and outlive the wait.
+        self._outbox.append((memoryview(data), fds))
+        # Nothing more is read from a client that does not take our answers.
+        self.loop.watch(self._connection.fileno(), None, self._flush)
+
+    def _try_send(self, data: bytes | memoryview, fds: Sequence[int]) -> int:
+        assert self._connection is not None
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        try:
+            return self._connection.sendmsg([data], ancillary, SEND_FLAGS)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            # The peer has closed: reading says so next, in its turn.
+            log.debug("an answer could not be sent: %s", error.strerror)
+            return len(data)
+
+    def _flush(self) -> None:
+        while self._outbox:
+            data, fds = self._outbox[0]
+            sent = self._try_send(data, fds)
+            if sent < len(data):
+                if sent:
+                    self._outbox[0] = (data[sent:], ())
+                return
+            self._outbox.popleft()
+        if self._connection is not None:
+            self.loop.watch(self._connection.fileno(), self._receive)
+
+    def _pump(self, seconds: float) -> None:
+        """Lets input arrive for up to `seconds` while the device waits for its client's memory."""
+        connection = self._connection
+        if connection is None:
+            return
+        poll = select.poll()
+        poll.register(connection, select.POLLIN | (select.POLLOUT if self._outbox else 0))
+        for _, events in poll.poll(seconds * 1000):
+            if events & select.POLLOUT:
+                self._flush()
+            if events & ~select.POLLOUT and self._connection is connection:
+                self._receive()
+
+    def _disconnect(self, why: str) -> None:
+        session, connection = self._session, self._connection
+        if session is None or connection is None:
+            return
+        log.info("%s", why)
+        self._session = self._connection = None
+        self._outbox.clear()
+        self.loop.unwatch(connection.fileno())
+        connection.close()
+        session.close()
+        if self._listener is not None:
+            self.loop.watch(self._listener.fileno(), self._accept)
+        else:
+            self.stop()
+
+
+def serve(device: DeviceContract, path: str | os.PathLike[str]) -> None:
+    """Serves `device` on the UNIX socket `path` until SIGTERM or SIGINT, then ends cleanly.
+
+    Raises SetupError if `path` cannot be listened on, or has a live server.
+    """
+    serve_all({path: device})
+
+
+def serve_all(devices: Mapping[str | os.PathLike[str], DeviceContract]) -> None:
+    """Serves several devices, each on its socket and in its own thread, until SIGTERM or SIGINT."""
+    ended = threading.Event()
+    with ExitStack() as stack:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            if threading.current_thread() is threading.main_thread():
+                previous = signal.signal(number, lambda *_: ended.set())
+                stack.callback(signal.signal, number, previous)
+        for path, device in devices.items():
+            stack.enter_context(Server(device, path)).start()
+        ended.wait()
+
+
+def _listen(path: Path) -> socket.socket:
+    """A listening socket at `path`; a dead server's file is replaced, a live server's is not."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if path.exists() or path.is_symlink():
+            _remove_stale(path)
+        listener.bind(os.fspath(path))
+        listener.listen(16)
+    except BaseException as error:
+        listener.close()
+        if isinstance(error, OSError) and error.errno is None:
+            raise SetupError(f"cannot listen on {path}: {error}") from error
+        raise
+    return listener
+
+
+def _remove_stale(path: Path) -> None:
+    if not stat.S_ISSOCK(path.stat().st_mode):
+        raise SetupError(f"{path} is there and is not a socket: name another path, or remove it")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(os.fspath(path))
+        except ConnectionRefusedError:
+            path.unlink(missing_ok=True)
+            return
+        except OSError as error:
+            if error.errno != errno.EAGAIN:
+                raise
+    raise SetupError(f"another server listens on {path}: stop it, or name another path")
+
+
+def _descriptors(ancillary: Sequence[tuple[int, int, bytes]]) -> tuple[int, ...]:
+    fds = array.array("i")
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+    return tuple(fds)

@@ -1,0 +1,143 @@
+"""One client's conversation with one device, without a socket.
+
+A `Session` takes what arrived (bytes and descriptors), lets the protocol make requests of it, asks the
+device, and hands the answers to ``send``. A server gives it a socket, `TestClient` a function call.
+Requests are handled in the order of the wire.
+"""
+
+import errno
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from outboard.device import DeviceContract
+from outboard.errors import OutboardError, RequestRefused
+from outboard.loop import Loop
+from outboard.protocol import Command, ErrorReply, Event, Fatal, Malformed, Reply, Request, ServerConnection
+from outboard.server.remote_dma import MessageDma
+from outboard.server.requests import OnError, Requests
+
+log = logging.getLogger(__name__)
+
+PATIENCE = 5.0
+"""Seconds after which QEMU gives a request up (its x-msg-timeout)."""
+
+
+class Session:
+    """One client's conversation with `device`.
+
+    ``send(data, fds)`` transmits one whole message; ``pump(seconds)`` lets input arrive while the device
+    waits for memory by message. ``on_error`` says what a read gets whose handler failed: an error reply,
+    or, with ``"ones"``, a successful reply of all ones (for clients that cannot take an error).
+    """
+
+    def __init__(
+        self,
+        device: DeviceContract,
+        loop: Loop,
+        send: Callable[[bytes, Sequence[int]], None],
+        pump: Callable[[float], None],
+        *,
+        on_error: OnError = "error",
+    ) -> None:
+        self.device = device
+        self.closed = False
+        self.in_handler = False
+        self._transmit = send
+        self._report = loop.report
+        self._connection = ServerConnection()
+        self._memory = MessageDma(self, self._connection, pump)
+        self._requests = Requests(device, on_error)
+        _optional(device, "attach", loop)
+
+    def feed(self, data: bytes, fds: Sequence[int] = ()) -> None:
+        """Handles what arrived; sets `closed` when the client has to go."""
+        for event in self._connection.feed(data, fds):
+            if type(event) is Request:
+                self._handle(event)
+            else:
+                self._handle_other(event)
+
+    def send(self, data: bytes) -> None:
+        """Transmits one message, if there is one."""
+        if data:
+            self._transmit(data, ())
+
+    def close(self) -> None:
+        """Ends the conversation: guest memory is unmapped, eventfds closed; the device stays."""
+        self.closed = True
+        _close_all(self._connection.pending_fds)
+        requests = self._requests
+        hook = getattr(self.device, "disconnected", None)
+        for release in (hook, requests.unmap_all, requests.release_interrupts):
+            try:
+                if release is not None:
+                    release()
+            except Exception as error:
+                self._report(error, "letting go of the client")
+
+    def _handle(self, request: Request) -> None:
+        """Answers one request; no request costs the server its life."""
+        started = time.monotonic()
+        requests = self._requests
+        fds: Sequence[int] = ()
+        outer, self.in_handler = self.in_handler, True
+        try:
+            if method := requests.table.get(request.command):
+                answer = self._connection.reply(request, method(request, request.body))
+                fds, requests.reply_fds = requests.reply_fds, ()
+            elif request.command is Command.VERSION:
+                answer = self._connection.accept(request)
+                _optional(self.device, "connected", self._memory)
+            else:
+                raise RequestRefused(f"this server does not support {request.command.name}")
+        except OutboardError as error:
+            log.warning("%s refused (%s fault): %s", request.command.name, error.fault, error)
+            answer = self._connection.refuse(request, error.errno)
+        except Exception as error:
+            self._report(error, request.command.name)
+            answer = self._connection.refuse(request, errno.EIO)
+        finally:
+            self.in_handler = outer
+            if request.fds:
+                _close_all(request.fds)
+        if (taken := time.monotonic() - started) > PATIENCE:
+            log.warning(
+                "%s took %.1f s; QEMU gives a request up after %g s: put slow work off with self.call_soon",
+                request.command.name,
+                taken,
+                PATIENCE,
+            )
+        if answer:
+            self._transmit(answer, fds)
+
+    def _handle_other(self, event: Event) -> None:
+        _close_all(event.fds)
+        match event:
+            case Reply() | ErrorReply():
+                if not self._memory.deliver(event):
+                    log.warning(
+                        "the client answers a command (id %d) that nobody waits for", event.message_id
+                    )
+            case Malformed():
+                log.warning("refused: %s", event.error)
+                self.send(self._connection.refuse(event, event.error.errno))
+            case Fatal():
+                log.warning("closing the connection: %s", event.error)
+                self.send(event.answer)
+                self.closed = True
+
+
+def _optional(device: Any, name: str, *arguments: object) -> None:
+    """Calls a method that a device may have."""
+    if (method := getattr(device, name, None)) is not None:
+        method(*arguments)
+
+
+def _close_all(fds: Iterable[int]) -> None:
+    for fd in fds:
+        with suppress(OSError):
+            os.close(fd)
