@@ -12,7 +12,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 from outboard.dma import GuestMemory, Mapping, RemoteMemory
 from outboard.errors import OutboardError, RequestRefused
 from outboard.loop import Loop, Timer
-from outboard.pci.bar import Bar, BarSpace, RomSpace, Window
+from outboard.pci.bar import Bar, BarSpace, Ram, RomSpace, Window
 from outboard.pci.capabilities import Msi, MsiX
 from outboard.pci.config_space import COMMAND, Command, ConfigSpace
 from outboard.pci.fields import Field, check, declared
@@ -190,6 +190,9 @@ class Device:
 
     def region_read(self, region: int, offset: int, count: int) -> bytes:
         """A guest's read; `RequestRefused` (EINVAL) if it does not lie in an existing region."""
+        register = self._plain.get((region, offset, count))
+        if register is not None:
+            return register.tobytes()
         space = self._spaces[region] if 0 <= region < REGIONS else None
         if space is None:
             raise RequestRefused(f"region {region} does not exist; reading {count} bytes at {offset:#x}")
@@ -246,12 +249,14 @@ class Device:
         self.on_connect()
 
     def disconnected(self) -> None:
-        """The client is gone: first `on_disconnect`, then its eventfds and memory go; registers stay."""
+        """The client is gone: first `on_disconnect`, then its eventfds go; registers stay.
+
+        Its memory is unmapped next, by `dma_unmap`.
+        """
         try:
             self.on_disconnect()
         finally:
             self._interrupts.disconnect()
-            self.dma.unmap_all()
             self.dma.remote = None
 
     def on_reset(self) -> None:
@@ -340,21 +345,25 @@ class Device:
         spaces: list[_Space | None] = [None] * REGIONS
         regions = [Region()] * REGIONS
         self._bar_spaces: list[BarSpace] = []
+        self._plain: dict[tuple[int, int, int], memoryview] = {}
         for index, bar in function.bars.items():
-            registers = function.registers[index]
+            registers = [c for c in function.contents[index] if isinstance(c, RegisterField)]
+            rams = [c for c in function.contents[index] if isinstance(c, Ram)]
             space = BarSpace(
                 bar,
                 self,
                 [(register, resets.get(register.name, register.reset)) for register in registers],
+                rams,
                 [window for where, window in windows if where == index],
                 self._note_unhandled,
             )
             self.__dict__[bar.name] = spaces[index] = space
             self._bar_spaces.append(space)
+            self._plain |= space.plain_registers()
             regions[index] = self._describe(bar, space)
-            for register in registers:
-                if isinstance(register, RegisterArray):
-                    self.__dict__[register.name] = register.bind(space)
+            for content in function.contents[index]:
+                if isinstance(content, RegisterArray | Ram):
+                    self.__dict__[content.name] = content.bind(space)
         if function.rom is not None:
             rom: RomSpace = function.rom.bind()
             self.__dict__[function.rom.name] = spaces[ROM_REGION] = rom

@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 from outboard.pci.config_space import check_range
 from outboard.pci.fields import Field, check
-from outboard.pci.registers import Access, Cell, Register, RegisterArray, RegisterField
+from outboard.pci.registers import Access, Register, RegisterArray, RegisterField
 
 PAGE = 4096
 
@@ -113,6 +113,10 @@ class Bar(Field["BarSpace"]):
             stride=stride,
         )
 
+    def ram(self, offset: int, *, size: int, doc: str = "") -> "Ram":
+        """``size`` bytes of plain memory at ``offset``, between the registers of a BAR."""
+        return Ram(self, offset, size, doc)
+
     def on_read(self, handler: BarReader) -> BarReader:
         """Decorate ``handler(self, offset, size) -> int``: reads of bytes that no register claims."""
         check(not self.read_handler, f"BAR{self.index}: on_read is {self.read_handler} already")
@@ -124,6 +128,20 @@ class Bar(Field["BarSpace"]):
         check(not self.write_handler, f"BAR{self.index}: on_write is {self.write_handler} already")
         self.write_handler = handler.__name__
         return handler
+
+
+class Ram(Field[memoryview]):
+    """Plain memory in a BAR; made by `Bar.ram`. On the instance it is a memoryview of the bytes."""
+
+    def __init__(self, bar: Bar, offset: int, size: int, doc: str) -> None:
+        where = f"memory of {size:#x} bytes at {offset:#x} of BAR{bar.index}"
+        check(size > 0 and offset >= 0 and offset + size <= bar.size, f"{where}: the BAR has {bar.size:#x}")
+        self.bar, self.offset, self.size, self.doc = bar, offset, size, doc
+        self.starts = (offset,)
+
+    def bind(self, space: "BarSpace") -> memoryview:
+        """The bytes of one device."""
+        return memoryview(space.memory)[self.offset : self.offset + self.size]
 
 
 class Rom(Field["RomSpace"]):
@@ -197,10 +215,11 @@ class BarSpace:
         bar: Bar,
         holder: object,
         registers: Iterable[tuple[RegisterField[Any], int]],
+        rams: Iterable[Ram],
         windows: Iterable[Window],
         unclaimed: Unclaimed,
     ) -> None:
-        """``registers`` come with their reset values; ``windows`` are what else answers in the BAR."""
+        """``registers`` come with their reset values; ``windows`` answer for the MSI-X structures."""
         self.bar, self.holder, self.size = bar, holder, bar.size
         self._unclaimed = unclaimed
         self.fd: int | None = None
@@ -213,15 +232,25 @@ class BarSpace:
             self.memory = bytearray(bar.size)
         cells = [cell for register, reset in registers for cell in register.cells(self, reset)]
         self._cells = {cell.start: cell for cell in cells}
-        plain = not cells and not bar.read_handler and not bar.write_handler
-        memory = ((0, bar.size),) if plain else bar.mappable
-        self._windows = self._fill([*cells, *windows], memory)
+        memories = [_Memory(ram.offset, ram.offset + ram.size, self.memory) for ram in rams]
+        plain = not (cells or memories or bar.read_handler or bar.write_handler)
+        elsewhere = ((0, bar.size),) if plain else bar.mappable
+        self._windows = self._fill([*cells, *memories, *windows], elsewhere)
         self._starts = [window.start for window in self._windows]
         self.reset()
 
     def __del__(self) -> None:
         if getattr(self, "fd", None) is not None:
             os.close(self.fd)  # type: ignore[arg-type]
+
+    def plain_registers(self) -> dict[tuple[int, int, int], memoryview]:
+        """By (BAR index, offset, size): the bytes of each register whose read is nothing but its bytes."""
+        memory = memoryview(self.memory)
+        return {
+            (self.bar.index, cell.start, cell.size): memory[cell.start : cell.end]
+            for cell in self._cells.values()
+            if cell.plain
+        }
 
     def reset(self) -> None:
         """Every register back to its reset value; plain memory keeps its content."""
@@ -232,8 +261,6 @@ class BarSpace:
         """A guest's read of any size and alignment; `RequestRefused` if it does not lie in the BAR."""
         cell = self._cells.get(offset)
         if cell is not None and cell.size == count:
-            if cell.plain:
-                return bytes(self.memory[offset : offset + count])
             return cell.load(offset, count)
         check_range(f"BAR{self.bar.index}", self.size, offset, count)
         parts = []
@@ -281,7 +308,7 @@ class BarSpace:
             yield window, max(start, window.start), stop
             start, at = stop, at + 1
 
-    def _fill(self, claimed: list[Cell | Any], memory: Iterable[tuple[int, int]]) -> list[Window]:
+    def _fill(self, claimed: list[Any], memory: Iterable[tuple[int, int]]) -> list[Window]:
         """All windows in order: the claimed ones, and plain memory in the gaps where there is some."""
         claimed.sort(key=lambda window: window.start)
         windows: list[Window] = list(claimed)

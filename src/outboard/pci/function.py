@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from outboard.pci.bar import PAGE, Bar, Rom
+from outboard.pci.bar import PAGE, Bar, Ram, Rom
 from outboard.pci.capabilities import Capability, Msi, MsiX, PciExpress
 from outboard.pci.config_space import (
     BAR0,
@@ -33,6 +33,9 @@ from outboard.pci.config_space import (
 from outboard.pci.fields import Field, check
 from outboard.pci.interrupts import Intx
 from outboard.pci.registers import BitField, RegisterField
+
+Content = RegisterField[Any] | Ram
+"""What a BAR can hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +63,7 @@ class Identity:
 class Function:
     """The declarations of one device, placed. Raises `DefinitionError` for what cannot be.
 
-    ``bars`` by index; ``registers`` by BAR index; ``capabilities`` as (offset, capability).
+    ``bars`` and the ``contents`` of each by index; ``capabilities`` as (offset, capability).
     """
 
     def __init__(self, owner: str, fields: Mapping[str, Field[Any]], express: bool | None = None) -> None:
@@ -78,9 +81,9 @@ class Function:
         self._only(every, PciExpress)
         msix = self._only(every, MsiX)
         self.msix = self._settle(msix) if msix is not None else None
-        self.registers = self._group(every)
+        self.contents = self._group(every)
         for index, bar in self.bars.items():
-            self._check_claims(bar, self.registers[index])
+            self._check_claims(bar, self.contents[index])
         self.capabilities = self._place([self.msix if c is msix and self.msix else c for c in capabilities])
 
     def config_space(self, identity: Identity) -> ConfigSpace:
@@ -174,17 +177,17 @@ class Function:
                 )
         return msix
 
-    def _group(self, fields: list[Field[Any]]) -> dict[int, list[RegisterField[Any]]]:
+    def _group(self, fields: list[Field[Any]]) -> dict[int, list[Content]]:
         by_name = {bar.name: index for index, bar in self.bars.items()}
-        groups: dict[int, list[RegisterField[Any]]] = {index: [] for index in self.bars}
-        registers = [field for field in fields if isinstance(field, RegisterField)]
-        for register in registers:
+        groups: dict[int, list[Content]] = {index: [] for index in self.bars}
+        contents = [field for field in fields if isinstance(field, RegisterField | Ram)]
+        for content in contents:
             check(
-                register.bar.name in by_name,
-                f"{self.owner}.{register.name} is in BAR{register.bar.index}, which is no field of the class",
+                content.bar.name in by_name,
+                f"{self.owner}.{content.name} is in BAR{content.bar.index}, which is no field of the class",
             )
-            groups[by_name[register.bar.name]].append(register)
-        names = {id(register) for register in registers}
+            groups[by_name[content.bar.name]].append(content)
+        names = {id(content) for content in contents}
         for field in fields:
             if isinstance(field, BitField):
                 check(
@@ -194,13 +197,9 @@ class Function:
                 )
         return groups
 
-    def _check_claims(self, bar: Bar, registers: list[RegisterField[Any]]) -> None:
+    def _check_claims(self, bar: Bar, contents: list[Content]) -> None:
         claims = [
-            (start, start + register.size, register.name)
-            for register in registers
-            for start in range(
-                register.offset, register.offset + register.count * register.stride, register.stride
-            )
+            (start, start + content.size, content.name) for content in contents for start in content.starts
         ]
         if self.msix is not None:
             table, pba = self.msix.table_offset, self.msix.pba_offset
@@ -216,13 +215,14 @@ class Function:
             )
             check(end <= bar.size, f"{self.owner}: {name} ends at {end:#x}, BAR{bar.index} at {bar.size:#x}")
             last, previous = end, name
-        for register in registers:
-            self._check_mappable(bar, register)
+        for content in contents:
+            if isinstance(content, RegisterField):
+                self._check_mappable(bar, content)
 
     def _check_mappable(self, bar: Bar, register: RegisterField[Any]) -> None:
         """Where the guest writes memory directly, no handler runs and no access kind holds."""
-        end = register.offset + (register.count - 1) * register.stride + register.size
-        if not any(s < end and register.offset < s + size for s, size in bar.mappable):
+        first, end = register.offset, register.starts[-1] + register.size
+        if not any(start < end and first < start + size for start, size in bar.mappable):
             return
         where = f"{self.owner}.{register.name} lies where the guest may map BAR{bar.index}"
         check(register.access in ("rw", "ro"), f"{where}: it cannot be {register.access!r}")

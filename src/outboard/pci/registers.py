@@ -69,6 +69,7 @@ class RegisterField(Field[T_co]):
         check(0 <= mask <= ones, f"{where}: mask {mask:#x} does not fit in {size} bytes")
         self.bar, self.offset, self.size, self.count, self.stride = bar, offset, size, count, stride
         self.reset, self.access, self.mask, self.ones = reset, access, mask, ones
+        self.starts = range(offset, offset + count * stride, stride)
         self.doc = doc
         self.write_handler = ""
         self.read_handler = ""
@@ -171,7 +172,7 @@ class RegisterView(Sequence[int]):
         array = self._array
         if not 0 <= index < array.count:
             raise IndexError(f"{array.name}[{index}]: the array has {array.count} registers")
-        start = array.offset + index * array.stride
+        start = array.starts[index]
         return slice(start, start + array.size)
 
     @overload
@@ -224,15 +225,16 @@ class BitField(Field[T]):
 class Cell:
     """One register of one device: where the guest's accesses to it end."""
 
-    __slots__ = ("end", "index", "plain", "register", "reset_value", "size", "space", "start")
+    __slots__ = ("direct", "end", "index", "plain", "register", "reset_value", "size", "space", "start")
 
     def __init__(self, register: RegisterField[Any], index: int, space: Space, reset: int) -> None:
         self.register, self.index, self.space = register, index, space
         self.size = register.size
-        self.start = register.offset + index * register.stride
+        self.start = register.starts[index]
         self.end = self.start + register.size
         self.reset_value = reset
         self.plain = not register.read_handler and register.access not in ("wo", "rc")
+        self.direct = register.access in ("rw", "wo") and register.mask == register.ones
 
     @property
     def name(self) -> str:
@@ -261,6 +263,11 @@ class Cell:
     def store(self, offset: int, data: bytes) -> None:
         """A guest writes ``data`` at ``offset`` of the BAR, all of it in this register."""
         register = self.register
+        if self.direct and len(data) == self.size:
+            self.space.memory[self.start : self.end] = data
+            if register.write_handler:
+                self._call(register.write_handler, int.from_bytes(data, "little"))
+            return
         access = register.access
         if access in ("ro", "rc"):
             return
