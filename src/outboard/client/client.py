@@ -291,7 +291,7 @@ class Client:
     def _enable(self, index: IrqIndex, count: int) -> list[Interrupt]:
         for interrupt in self._interrupts.pop(index, ()):
             interrupt.close()
-        interrupts = [Interrupt(f"{index.name} vector {vector}") for vector in range(count)]
+        interrupts = [Interrupt(f"{index.name} vector {vector}", self._link.wait) for vector in range(count)]
         self._interrupts[index] = interrupts
         step = self.capabilities.max_msg_fds
         for start in range(0, count, step):

@@ -95,6 +95,12 @@ class Link:
         with suppress(PeerTimeout):
             self._receive(timeout)
 
+    def wait(self, fd: int, timeout: float) -> None:
+        """Waits until `fd` is readable, up to `timeout` seconds; or serves the server and returns."""
+        self._check_open()
+        if self._transport.wait(fd, timeout):
+            self.serve_pending()
+
     def close(self) -> None:
         """Ends the connection. Harmless to repeat."""
         if not self._closed:

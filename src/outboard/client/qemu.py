@@ -74,6 +74,10 @@ class StrictTransport:
             raise
         return data, fds
 
+    def wait(self, fd: int, timeout: float) -> bool:
+        """Waits for `fd` or for the server."""
+        return self._inner.wait(fd, timeout)
+
     def close(self) -> None:
         """Ends the connection."""
         self._inner.close()
@@ -140,7 +144,8 @@ class QemuClient(Client):
 
     def machine_reset(self) -> None:
         """What a reset of the machine, and its start, does to the device."""
-        self.set_irqs(IrqIndex.INTX, NONE_TRIGGER, start=0, count=0)
+        if self._has_intx:
+            self.set_irqs(IrqIndex.INTX, NONE_TRIGGER, start=0, count=0)
         self.config.write16(COMMAND, self.config.read16(COMMAND) & ~0x407)
         if self.info.flags & DeviceFlag.RESET:
             self.reset()
@@ -163,7 +168,7 @@ class QemuClient(Client):
         self.set_irqs(IrqIndex.MSIX, EVENTFD_TRIGGER, start=0, count=1)
         if (at := self.find_capability(0x11)) is not None:
             self.config.write16(at + 2, self.config.read16(at + 2) | 1 << 15)
-        interrupts = [Interrupt(f"MSIX vector {vector}") for vector in range(wanted)]
+        interrupts = [Interrupt(f"MSIX vector {vector}", self._link.wait) for vector in range(wanted)]
         self._interrupts[IrqIndex.MSIX] = interrupts
         for vector, interrupt in enumerate(interrupts):
             self.set_irqs(IrqIndex.MSIX, EVENTFD_TRIGGER, start=vector, count=1, fds=(interrupt.fd,))
@@ -236,14 +241,14 @@ class QemuClient(Client):
         if self._has_intx:
             self._assign_intx()
         if self.irq_counts[IrqIndex.ERR] == 1:
-            error = Interrupt("ERR")
+            error = Interrupt("ERR", self._link.wait)
             self._interrupts[IrqIndex.ERR] = [error]
             self.set_irqs(IrqIndex.ERR, EVENTFD_TRIGGER, start=0, count=1, fds=(error.fd,))
 
     def _assign_intx(self) -> None:
         for old in self._interrupts.pop(IrqIndex.INTX, ()):
             old.close()
-        line = Interrupt("INTx")
+        line = Interrupt("INTx", self._link.wait)
         self._interrupts[IrqIndex.INTX] = [line]
         self.set_irqs(IrqIndex.INTX, EVENTFD_TRIGGER, start=0, count=1, fds=(line.fd,))
 

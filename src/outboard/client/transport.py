@@ -27,6 +27,9 @@ class Transport(Protocol):
         Raises PeerTimeout, and ConnectionLost when the server has gone.
         """
 
+    def wait(self, fd: int, timeout: float) -> bool:
+        """Waits up to `timeout` seconds until `fd` is readable or something has arrived; True for the latter."""
+
     def close(self) -> None:
         """Ends the connection."""
 
@@ -86,6 +89,13 @@ class SocketTransport:
                 "the server sent more descriptors than fit" if data else "the server has gone"
             )
         return data, tuple(fds)
+
+    def wait(self, fd: int, timeout: float) -> bool:
+        """Waits for `fd` or for the server; see `Transport.wait`."""
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        poll.register(self._socket, select.POLLIN)
+        return any(ready == self._socket.fileno() for ready, _ in poll.poll(timeout * 1000))
 
     def close(self) -> None:
         """Closes the socket."""

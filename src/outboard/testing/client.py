@@ -44,6 +44,13 @@ class InMemoryTransport:
             raise ConnectionLost("the device's side has closed the connection")
         raise PeerTimeout(f"the device sent nothing for {timeout or 0:g} s")
 
+    def wait(self, fd: int, timeout: float) -> bool:
+        """Runs the device for up to `timeout` seconds; True if it has sent something."""
+        if not self._inbox:
+            self._step(timeout)
+            self.raise_device_error()
+        return bool(self._inbox)
+
     def close(self) -> None:
         """Ends the session; the device keeps its state."""
         if not self._session.closed:
