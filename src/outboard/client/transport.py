@@ -28,7 +28,7 @@ class Transport(Protocol):
         """
 
     def wait(self, fd: int, timeout: float) -> bool:
-        """Waits up to `timeout` seconds until `fd` is readable or something has arrived; True for the latter."""
+        """Waits up to `timeout` seconds for `fd` to be readable (False) or something to arrive (True)."""
 
     def close(self) -> None:
         """Ends the connection."""
