@@ -72,7 +72,7 @@ class FrameReader:
         self._data: bytes | bytearray = b""
         self._at = 0
         self._received = 0  # bytes of the stream so far: the end of the last chunk
-        self._fds: deque[tuple[int, Sequence[int]]] = deque()  # each with the end of its chunk
+        self._fds: deque[tuple[int, tuple[int, ...]]] = deque()  # each with the end of its chunk
 
     @property
     def in_message(self) -> bool:
@@ -93,7 +93,7 @@ class FrameReader:
         """Takes what one recvmsg gave."""
         self._received += len(data)
         if fds:
-            self._fds.append((self._received, fds))
+            self._fds.append((self._received, tuple(fds)))
         if self._data:
             self._data += data
         else:

@@ -331,6 +331,30 @@ class ServerConnection(Connection):
         self._in_step = self.state is OPEN and self._reader.is_empty
         return events
 
+    def sole_read(self, data: bytes) -> tuple[int, int, int, int] | None:
+        """(message id, region, offset, count) if `data` is one whole REGION_READ to be answered, else None.
+
+        For holders that answer it at once, with `read_reply`, and make no events: a vCPU waits for nearly
+        every such message. The connection has then taken the message; None takes nothing.
+        """
+        if len(data) == WHOLE_ACCESS.size and self._in_step:
+            message_id, command, size, flags, _, offset, region, count = WHOLE_ACCESS.unpack(data)
+            if (
+                command == REGION_READ
+                and size == WHOLE_ACCESS.size
+                and not flags
+                and count <= self._most_data
+            ):
+                return message_id, region, offset, count
+        return None
+
+    @staticmethod
+    def read_reply(message_id: int, region: int, offset: int, data: bytes) -> bytes:
+        """The bytes that answer a `sole_read` with `data`."""
+        count = len(data)
+        size = WHOLE_ACCESS.size + count
+        return WHOLE_ACCESS.pack(message_id, REGION_READ, size, REPLY, 0, offset, region, count) + data
+
     def accept(self, request: Request) -> bytes:
         """The bytes that answer VERSION: the lower minor, our limits, the features both ends have."""
         version = request.body

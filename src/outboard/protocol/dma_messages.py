@@ -10,7 +10,7 @@ from struct import Struct
 from typing import ClassVar, Self
 
 from outboard.errors import RemoteProtocolError
-from outboard.protocol.wire import Buffer, Message, check_length, pack, unpack, unpack_argsz, unpack_exact
+from outboard.protocol.wire import Buffer, Message, pack, unpack, unpack_argsz, unpack_exact, wrong_length
 
 
 class DmaLayout(Enum):
@@ -177,7 +177,8 @@ class DmaReadReply(DmaTransfer):
 
     def encode(self, layout: DmaLayout = DmaLayout.SPEC) -> bytes:
         """The fields, then the data where ``layout`` has it."""
-        check_length(self.count, self.data, "the reply to DMA_READ")
+        if len(self.data) != self.count:
+            raise wrong_length(self.count, self.data, "the reply to DMA_READ")
         return _encode_data(self.address, self.data, layout)
 
     @classmethod
@@ -201,7 +202,8 @@ class DmaWrite(DmaTransfer):
 
     def encode(self, layout: DmaLayout = DmaLayout.SPEC) -> bytes:
         """The fields, then the data where ``layout`` has it."""
-        check_length(self.count, self.data, "DMA_WRITE")
+        if len(self.data) != self.count:
+            raise wrong_length(self.count, self.data, "DMA_WRITE")
         return _encode_data(self.address, self.data, layout)
 
     @classmethod

@@ -10,7 +10,7 @@ from struct import Struct
 from typing import Self
 
 from outboard.errors import RemoteProtocolError
-from outboard.protocol.wire import Buffer, Message, check_length, pack, unpack_argsz
+from outboard.protocol.wire import Buffer, Message, pack, unpack_argsz, wrong_length
 
 PREFIX = Struct("=II")
 
@@ -104,7 +104,8 @@ class MigDataReadReply(Message):
 
     def encode(self) -> bytes:
         """The 8 bytes of the fields, then the data."""
-        check_length(self.size, self.data, "the reply to MIG_DATA_READ")
+        if len(self.data) != self.size:
+            raise wrong_length(self.size, self.data, "the reply to MIG_DATA_READ")
         return pack(PREFIX, self.argsz, self.size) + self.data
 
     @classmethod
@@ -128,7 +129,8 @@ class MigDataWrite(Message):
 
     def encode(self) -> bytes:
         """The 8 bytes of the fields, then the data."""
-        check_length(self.size, self.data, "MIG_DATA_WRITE")
+        if len(self.data) != self.size:
+            raise wrong_length(self.size, self.data, "MIG_DATA_WRITE")
         return pack(PREFIX, self.argsz, self.size) + self.data
 
     @classmethod

@@ -10,7 +10,7 @@ from struct import Struct
 from typing import ClassVar, Self
 
 from outboard.errors import LocalProtocolError, RemoteProtocolError
-from outboard.protocol.wire import Buffer, Message, check_length, pack, unpack, unpack_argsz, unpack_exact
+from outboard.protocol.wire import Buffer, Message, pack, unpack, unpack_argsz, unpack_exact, wrong_length
 
 MULTI_WRITE_DATA = 8
 
@@ -229,7 +229,7 @@ class RegionReadReply(Message):
     def encode(self) -> bytes:
         """The 16 bytes of the fields, then the data."""
         if len(self.data) != self.count:
-            check_length(self.count, self.data, "the reply to REGION_READ")
+            raise wrong_length(self.count, self.data, "the reply to REGION_READ")
         return pack(ACCESS, self.offset, self.region, self.count) + self.data
 
     @classmethod
@@ -259,7 +259,8 @@ class RegionWrite(Message):
 
     def encode(self) -> bytes:
         """The 16 bytes of the fields, then the data."""
-        check_length(self.count, self.data, "REGION_WRITE")
+        if len(self.data) != self.count:
+            raise wrong_length(self.count, self.data, "REGION_WRITE")
         return pack(ACCESS, self.offset, self.region, self.count) + self.data
 
     @classmethod

@@ -114,7 +114,6 @@ def unpack_argsz(layout: Struct, data: Buffer, name: str) -> tuple[int, ...]:
     return fields
 
 
-def check_length(count: int, data: Buffer, name: str) -> None:
-    """Raises LocalProtocolError unless ``data`` has the ``count`` bytes its message announces."""
-    if len(data) != count:
-        raise LocalProtocolError(f"{name} announces {count} bytes of data but carries {len(data)}")
+def wrong_length(count: int, data: bytes, name: str) -> LocalProtocolError:
+    """What to raise when ``data`` has not the ``count`` bytes its message announces."""
+    return LocalProtocolError(f"{name} announces {count} bytes of data but carries {len(data)}")
