@@ -1,1 +1,1 @@
-"""To be written."""
+"""Devices worth having, each written against the same face as yours."""

@@ -1,0 +1,209 @@
+"""Features: what a host may set, and read back (NVMe Base 2.0, 5.27).
+
+Nothing is saveable: Save in Set Features is refused, and the saved value is the default one. A reset
+of the controller brings the defaults back. What is accepted without effect: interrupt coalescing, error
+recovery, atomicity, and the Keep Alive timer, which never expires.
+"""
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from outboard.devices.nvme.command import Command
+from outboard.devices.nvme.spec import BROADCAST, FeatureId, Select
+from outboard.devices.nvme.status import CommandFailed, Status
+from outboard.devices.nvme.transfer import deliver, fetch
+
+if TYPE_CHECKING:
+    from outboard.devices.nvme.state import State
+
+BEHAVIOR_SIZE = 512
+COMPOSITE, ALL_SENSORS = 0x0, 0xF
+_CHANGEABLE, _NAMESPACE_SPECIFIC = 1 << 2, 1 << 1
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """A feature whose value is one dword, of which a host may set the bits in ``mask``."""
+
+    default: int
+    mask: int
+    namespace_specific: bool = False
+
+
+PLAIN: dict[int, Feature] = {
+    FeatureId.ARBITRATION: Feature(default=4, mask=0xFFFF_FF07),
+    FeatureId.POWER_MANAGEMENT: Feature(default=0, mask=0xE0),
+    FeatureId.ERROR_RECOVERY: Feature(default=0, mask=0xFFFF, namespace_specific=True),
+    FeatureId.VOLATILE_WRITE_CACHE: Feature(default=1, mask=1),
+    FeatureId.INTERRUPT_COALESCING: Feature(default=0, mask=0xFFFF),
+    FeatureId.WRITE_ATOMICITY: Feature(default=0, mask=1),
+    FeatureId.ASYNC_EVENT_CONFIGURATION: Feature(default=0, mask=0x1FF),
+    FeatureId.KEEP_ALIVE_TIMER: Feature(default=0, mask=0xFFFF_FFFF),
+}
+
+_KNOWN = frozenset(FeatureId)
+
+
+class Features:
+    """The current values of one controller."""
+
+    def __init__(self, warning_temperature: int) -> None:
+        self._warning_temperature = warning_temperature
+        self.reset()
+
+    def reset(self) -> None:
+        """Bring the defaults back."""
+        self.plain: dict[int, int] = {fid: feature.default for fid, feature in PLAIN.items()}
+        self.thresholds: list[int] = [self._warning_temperature, 0]
+        self.uncoalesced: dict[int, int] = {}
+        self.behavior = bytes(BEHAVIOR_SIZE)
+        self._timestamp = 0
+        self._set_at: float | None = None
+
+    @property
+    def burst(self) -> int:
+        """Commands taken from one queue before its neighbour's turn, as the host recommends."""
+        exponent = self.plain[FeatureId.ARBITRATION] & 7
+        return 1 << exponent
+
+    @property
+    def write_cache(self) -> bool:
+        """Whether a write may be completed before it is durable."""
+        return bool(self.plain[FeatureId.VOLATILE_WRITE_CACHE])
+
+    def tells(self, notice: int) -> bool:
+        """Whether the host wants events of this bit of Asynchronous Event Configuration."""
+        return bool(self.plain[FeatureId.ASYNC_EVENT_CONFIGURATION] & notice)
+
+    @property
+    def default_thresholds(self) -> list[int]:
+        """Temperatures (kelvins) over and under which a drive complains."""
+        return [self._warning_temperature, 0]
+
+    @property
+    def timestamp(self) -> bytes:
+        """The clock the host set, as Get Features gives it: milliseconds, and where they come from."""
+        if self._set_at is None:
+            return bytes(8)
+        now = self._timestamp + int((time.monotonic() - self._set_at) * 1000)
+        host_set = 0b001 << 1
+        return (now & (1 << 48) - 1).to_bytes(6, "little") + bytes([host_set, 0])
+
+    @timestamp.setter
+    def timestamp(self, data: bytes) -> None:
+        self._timestamp = int.from_bytes(data[:6], "little")
+        self._set_at = time.monotonic()
+
+
+def get_features(state: "State", command: Command) -> int:
+    """Execute Get Features."""
+    fid, select = command.cdw10 & 0xFF, command.cdw10 >> 8 & 7
+    plain = PLAIN.get(fid)
+    if fid not in _KNOWN:
+        raise CommandFailed(Status.INVALID_FIELD, f"there is no feature {fid:#x}", location=40)
+    if select > Select.CAPABILITIES:
+        raise CommandFailed(Status.INVALID_FIELD, f"Select {select} is reserved", location=41)
+    if plain is not None and plain.namespace_specific:
+        _check_namespace(state, command.nsid)
+    if select == Select.CAPABILITIES:
+        return _CHANGEABLE | (_NAMESPACE_SPECIFIC if plain and plain.namespace_specific else 0)
+    current = select == Select.CURRENT
+    features = state.features
+    if plain is not None:
+        return features.plain[fid] if current else plain.default
+    match fid:
+        case FeatureId.TEMPERATURE_THRESHOLD:
+            sensor, side = _threshold(command)
+            if sensor != COMPOSITE:
+                raise CommandFailed(Status.INVALID_FIELD, "there is one temperature only", location=46)
+            return (features.thresholds if current else features.default_thresholds)[side]
+        case FeatureId.NUMBER_OF_QUEUES:
+            granted = (state.granted if current else state.limits.io_queues) - 1
+            return granted | granted << 16
+        case FeatureId.INTERRUPT_VECTOR_CONFIGURATION:
+            vector = _vector(state, command)
+            return vector | (features.uncoalesced.get(vector, 0) if current else 0) << 16
+        case FeatureId.TIMESTAMP:
+            deliver(state.bus, command, features.timestamp if current else bytes(8))
+        case FeatureId.HOST_BEHAVIOR_SUPPORT:
+            deliver(state.bus, command, features.behavior if current else bytes(BEHAVIOR_SIZE))
+    return 0
+
+
+def set_features(state: "State", command: Command) -> int:
+    """Execute Set Features."""
+    fid, value = command.cdw10 & 0xFF, command.cdw11
+    plain = PLAIN.get(fid)
+    if fid not in _KNOWN:
+        raise CommandFailed(Status.INVALID_FIELD, f"there is no feature {fid:#x}", location=40)
+    if command.cdw10 >> 31:
+        raise CommandFailed(Status.FEATURE_NOT_SAVEABLE, f"feature {fid:#x} is not saveable", location=43)
+    _check_namespace(state, command.nsid)
+    if not (plain and plain.namespace_specific) and command.nsid not in (0, BROADCAST):
+        raise CommandFailed(
+            Status.FEATURE_NOT_NAMESPACE_SPECIFIC, f"feature {fid:#x} is the controller's", location=4
+        )
+    features = state.features
+    if plain is not None:
+        _set_plain(state, fid, value, plain)
+        return 0
+    match fid:
+        case FeatureId.TEMPERATURE_THRESHOLD:
+            sensor, side = _threshold(command)
+            if sensor not in (COMPOSITE, ALL_SENSORS):
+                raise CommandFailed(Status.INVALID_FIELD, "there is one temperature only", location=46)
+            features.thresholds[side] = value & 0xFFFF
+        case FeatureId.NUMBER_OF_QUEUES:
+            return _set_number_of_queues(state, value)
+        case FeatureId.INTERRUPT_VECTOR_CONFIGURATION:
+            features.uncoalesced[_vector(state, command)] = value >> 16 & 1
+        case FeatureId.TIMESTAMP:
+            features.timestamp = fetch(state.bus, command, 8)
+        case FeatureId.HOST_BEHAVIOR_SUPPORT:
+            behavior = fetch(state.bus, command, BEHAVIOR_SIZE)
+            if behavior[0] > 1:
+                raise CommandFailed(Status.INVALID_FIELD, f"ACRE is 0 or 1, not {behavior[0]}")
+            features.behavior = behavior[:1].ljust(BEHAVIOR_SIZE, b"\0")
+    return 0
+
+
+def _set_plain(state: "State", fid: int, value: int, feature: Feature) -> None:
+    if fid == FeatureId.POWER_MANAGEMENT and value & 0x1F:
+        raise CommandFailed(Status.INVALID_FIELD, f"there is no power state {value & 0x1F}", location=44)
+    if fid == FeatureId.ERROR_RECOVERY and value >> 16 & 1:
+        raise CommandFailed(Status.INVALID_FIELD, "reads of deallocated blocks are no errors", location=46)
+    if fid == FeatureId.VOLATILE_WRITE_CACHE and state.features.write_cache and not value & 1:
+        for space in state.namespaces.values():
+            space.storage.flush()
+    state.features.plain[fid] = value & feature.mask
+
+
+def _set_number_of_queues(state: "State", value: int) -> int:
+    submission, completion = value & 0xFFFF, value >> 16
+    if 0xFFFF in (submission, completion):
+        raise CommandFailed(Status.INVALID_FIELD, "65536 queues cannot be asked for", location=44)
+    if len(state.submission) > 1 or len(state.completion) > 1:
+        raise CommandFailed(Status.COMMAND_SEQUENCE_ERROR, "I/O queues exist already")
+    state.granted = min(max(submission, completion) + 1, state.limits.io_queues)
+    granted = state.granted - 1
+    return granted | granted << 16
+
+
+def _check_namespace(state: "State", nsid: int) -> None:
+    if nsid not in (0, BROADCAST):
+        state.namespace(nsid)
+
+
+def _threshold(command: Command) -> tuple[int, int]:
+    sensor, side = command.cdw11 >> 16 & 0xF, command.cdw11 >> 20 & 3
+    if side > 1:
+        raise CommandFailed(Status.INVALID_FIELD, f"threshold type {side} is reserved", location=46)
+    return sensor, side
+
+
+def _vector(state: "State", command: Command) -> int:
+    vector = command.cdw11 & 0xFFFF
+    if vector >= state.limits.vectors:
+        raise CommandFailed(Status.INVALID_FIELD, f"there is no interrupt vector {vector}", location=44)
+    return vector

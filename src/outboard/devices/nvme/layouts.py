@@ -1,0 +1,225 @@
+"""Data structures a host reads, as the specification prints them: name, offset, format.
+
+One table serves both ends: the controller encodes with it, a driver and `outboard identify` decode.
+Figures of NVMe Base 2.0: 275 (Identify Controller), 206 (SMART / Health), 205 (Error Information),
+207 (Firmware Slot); NVM Command Set 1.0: 97 (Identify Namespace), 102 (I/O command set controller).
+"""
+
+import struct
+from collections.abc import Mapping
+from types import MappingProxyType
+
+Value = int | bytes
+
+
+class Layout:
+    r"""A structure of ``size`` bytes; each field is ``(offset, format)``.
+
+    The format is one of struct's (little endian), or ``"u128"`` for a 16-byte number.
+
+    >>> pair = Layout(8, first=(0, "H"), name=(4, "4s"))
+    >>> pair.encode(first=5, name=b"ab")
+    b'\x05\x00\x00\x00ab\x00\x00'
+    >>> pair.decode(pair.encode(first=5))
+    {'first': 5, 'name': b'\x00\x00\x00\x00'}
+    """
+
+    def __init__(self, size: int, **fields: tuple[int, str]) -> None:
+        self.size = size
+        self.fields: Mapping[str, tuple[int, str]] = MappingProxyType(fields)
+
+    def encode(self, **values: Value) -> bytes:
+        """Return the structure with these values, everything else zero."""
+        data = bytearray(self.size)
+        for name, value in values.items():
+            offset, kind = self.fields[name]
+            if kind == "u128" and isinstance(value, int):
+                data[offset : offset + 16] = value.to_bytes(16, "little")
+            else:
+                struct.pack_into("<" + kind, data, offset, value)
+        return bytes(data)
+
+    def decode(self, data: bytes | memoryview) -> dict[str, Value]:
+        """Return the value of each field of ``data``, which holds at least ``size`` bytes."""
+        values: dict[str, Value] = {}
+        for name, (offset, kind) in self.fields.items():
+            if kind == "u128":
+                values[name] = int.from_bytes(data[offset : offset + 16], "little")
+            else:
+                values[name] = struct.unpack_from("<" + kind, data, offset)[0]
+        return values
+
+
+IDENTIFY_CONTROLLER = Layout(
+    4096,
+    vid=(0, "H"),
+    ssvid=(2, "H"),
+    sn=(4, "20s"),
+    mn=(24, "40s"),
+    fr=(64, "8s"),
+    rab=(72, "B"),
+    ieee=(73, "3s"),
+    cmic=(76, "B"),
+    mdts=(77, "B"),
+    cntlid=(78, "H"),
+    ver=(80, "I"),
+    rtd3r=(84, "I"),
+    rtd3e=(88, "I"),
+    oaes=(92, "I"),
+    ctratt=(96, "I"),
+    rrls=(100, "H"),
+    cntrltype=(111, "B"),
+    fguid=(112, "16s"),
+    crdt1=(128, "H"),
+    crdt2=(130, "H"),
+    crdt3=(132, "H"),
+    oacs=(256, "H"),
+    acl=(258, "B"),
+    aerl=(259, "B"),
+    frmw=(260, "B"),
+    lpa=(261, "B"),
+    elpe=(262, "B"),
+    npss=(263, "B"),
+    avscc=(264, "B"),
+    apsta=(265, "B"),
+    wctemp=(266, "H"),
+    cctemp=(268, "H"),
+    mtfa=(270, "H"),
+    hmpre=(272, "I"),
+    hmmin=(276, "I"),
+    tnvmcap=(280, "u128"),
+    unvmcap=(296, "u128"),
+    rpmbs=(312, "I"),
+    edstt=(316, "H"),
+    dsto=(318, "B"),
+    fwug=(319, "B"),
+    kas=(320, "H"),
+    hctma=(322, "H"),
+    mntmt=(324, "H"),
+    mxtmt=(326, "H"),
+    sanicap=(328, "I"),
+    hmminds=(332, "I"),
+    hmmaxd=(336, "H"),
+    nsetidmax=(338, "H"),
+    endgidmax=(340, "H"),
+    anatt=(342, "B"),
+    anacap=(343, "B"),
+    anagrpmax=(344, "I"),
+    nanagrpid=(348, "I"),
+    pels=(352, "I"),
+    domainid=(356, "H"),
+    megcap=(368, "u128"),
+    sqes=(512, "B"),
+    cqes=(513, "B"),
+    maxcmd=(514, "H"),
+    nn=(516, "I"),
+    oncs=(520, "H"),
+    fuses=(522, "H"),
+    fna=(524, "B"),
+    vwc=(525, "B"),
+    awun=(526, "H"),
+    awupf=(528, "H"),
+    icsvscc=(530, "B"),
+    nwpc=(531, "B"),
+    acwu=(532, "H"),
+    ocfs=(534, "H"),
+    sgls=(536, "I"),
+    mnan=(540, "I"),
+    subnqn=(768, "256s"),
+    psd0=(2048, "32s"),
+)
+
+IDENTIFY_NAMESPACE = Layout(
+    4096,
+    nsze=(0, "Q"),
+    ncap=(8, "Q"),
+    nuse=(16, "Q"),
+    nsfeat=(24, "B"),
+    nlbaf=(25, "B"),
+    flbas=(26, "B"),
+    mc=(27, "B"),
+    dpc=(28, "B"),
+    dps=(29, "B"),
+    nmic=(30, "B"),
+    rescap=(31, "B"),
+    fpi=(32, "B"),
+    dlfeat=(33, "B"),
+    nawun=(34, "H"),
+    nawupf=(36, "H"),
+    nacwu=(38, "H"),
+    nabsn=(40, "H"),
+    nabo=(42, "H"),
+    nabspf=(44, "H"),
+    noiob=(46, "H"),
+    nvmcap=(48, "u128"),
+    npwg=(64, "H"),
+    npwa=(66, "H"),
+    npdg=(68, "H"),
+    npda=(70, "H"),
+    nows=(72, "H"),
+    mssrl=(74, "H"),
+    mcl=(76, "I"),
+    msrc=(80, "B"),
+    anagrpid=(92, "I"),
+    nsattr=(99, "B"),
+    nvmsetid=(100, "H"),
+    endgid=(102, "H"),
+    nguid=(104, "16s"),
+    eui64=(120, "8s"),
+    lbaf0=(128, "I"),
+)
+
+IDENTIFY_NVM_CONTROLLER = Layout(
+    4096, vsl=(0, "B"), wzsl=(1, "B"), wusl=(2, "B"), dmrl=(3, "B"), dmrsl=(4, "I"), dmsl=(8, "Q")
+)
+
+IDENTIFY_INDEPENDENT_NAMESPACE = Layout(
+    4096,
+    nsfeat=(0, "B"),
+    nmic=(1, "B"),
+    rescap=(2, "B"),
+    fpi=(3, "B"),
+    anagrpid=(4, "I"),
+    nsattr=(8, "B"),
+    nvmsetid=(10, "H"),
+    endgid=(12, "H"),
+    nstat=(14, "B"),
+)
+
+HEALTH_LOG = Layout(
+    512,
+    critical_warning=(0, "B"),
+    temperature=(1, "H"),
+    available_spare=(3, "B"),
+    spare_threshold=(4, "B"),
+    percentage_used=(5, "B"),
+    data_units_read=(32, "u128"),
+    data_units_written=(48, "u128"),
+    host_read_commands=(64, "u128"),
+    host_write_commands=(80, "u128"),
+    busy_minutes=(96, "u128"),
+    power_cycles=(112, "u128"),
+    power_on_hours=(128, "u128"),
+    unsafe_shutdowns=(144, "u128"),
+    media_errors=(160, "u128"),
+    error_log_entries=(176, "u128"),
+    warning_temperature_minutes=(192, "I"),
+    critical_temperature_minutes=(196, "I"),
+)
+
+ERROR_ENTRY = Layout(
+    64,
+    error_count=(0, "Q"),
+    sqid=(8, "H"),
+    cid=(10, "H"),
+    status=(12, "H"),
+    parameter_location=(14, "H"),
+    lba=(16, "Q"),
+    nsid=(24, "I"),
+    vendor_log=(28, "B"),
+    transport_type=(29, "B"),
+    command_specific=(32, "Q"),
+    transport_specific=(40, "H"),
+)
+
+FIRMWARE_LOG = Layout(512, active=(0, "B"), slot1=(8, "8s"))

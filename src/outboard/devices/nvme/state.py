@@ -1,0 +1,100 @@
+"""Everything a controller remembers, apart from its registers. The commands work on this."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from outboard.devices.nvme.command import Command
+from outboard.devices.nvme.events import Events
+from outboard.devices.nvme.features import Features
+from outboard.devices.nvme.logs import ErrorLog, Health
+from outboard.devices.nvme.namespace import Namespace
+from outboard.devices.nvme.queues import CompletionQueue, SubmissionQueue
+from outboard.devices.nvme.spec import PAGE
+from outboard.devices.nvme.status import CommandFailed, Status
+from outboard.devices.nvme.transfer import Bus
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What Identify Controller says about who this is."""
+
+    serial: str
+    model: str
+    firmware: str
+    vendor_id: int
+    subsystem_vendor_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much there is of everything. Temperatures are kelvins, ``mdts`` is a power of two of pages."""
+
+    io_queues: int = 32
+    vectors: int = 33
+    queue_entries: int = 1024
+    mdts: int = 7
+    aborts: int = 4
+    event_requests: int = 4
+    error_entries: int = 64
+    warning_temperature: int = 343
+    critical_temperature: int = 353
+
+    @property
+    def transfer(self) -> int:
+        """Bytes one command may move."""
+        return PAGE << self.mdts
+
+
+@dataclass(slots=True)
+class State:
+    """A controller between its registers and its namespaces.
+
+    ``granted`` is the number of I/O queues of each kind the host was given (Set Features 07h).
+    ``entry_sizes_set`` says whether CC.IOSQES and CC.IOCQES have the only values there are.
+    """
+
+    identity: Identity
+    limits: Limits
+    namespaces: Mapping[int, Namespace]
+    bus: Bus
+    features: Features = field(init=False)
+    events: Events = field(init=False)
+    health: Health = field(default_factory=Health)
+    errors: ErrorLog = field(init=False)
+    changed_namespaces: set[int] = field(default_factory=set)
+    submission: dict[int, SubmissionQueue] = field(default_factory=dict)
+    completion: dict[int, CompletionQueue] = field(default_factory=dict)
+    granted: int = field(init=False)
+    entry_sizes_set: bool = False
+
+    def __post_init__(self) -> None:
+        self.features = Features(self.limits.warning_temperature)
+        self.events = Events(self.limits.event_requests)
+        self.errors = ErrorLog(self.limits.error_entries)
+        self.granted = self.limits.io_queues
+
+    def reset(self) -> None:
+        """Forget what a controller level reset forgets; counters, logs and namespaces stay."""
+        self.bus.end_life()
+        self.submission.clear()
+        self.completion.clear()
+        self.features.reset()
+        self.events.reset()
+        self.changed_namespaces.clear()
+        self.granted = self.limits.io_queues
+
+    def namespace(self, nsid: int) -> Namespace:
+        """Return the namespace; raise `CommandFailed` (Invalid Namespace or Format) if there is none."""
+        try:
+            return self.namespaces[nsid]
+        except KeyError:
+            raise CommandFailed(
+                Status.INVALID_NAMESPACE, f"there is no namespace {nsid:#x}", location=4
+            ) from None
+
+
+Handler = Callable[[State, Command], int | None]
+"""Executes a command: returns dword 0 of its completion, or None if it completes later.
+
+Raises `CommandFailed` for every other end.
+"""

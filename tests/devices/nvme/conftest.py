@@ -1,0 +1,37 @@
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from outboard.devices.nvme import Namespace, Nvme
+from outboard.storage import RamStorage, Storage
+from tests.devices.nvme.bench import Bench
+from tests.devices.nvme.driver import Driver
+
+MakeBench = Callable[..., Bench]
+
+
+@pytest.fixture
+def make_bench() -> Iterator[MakeBench]:
+    """Make a bench of a controller with these namespaces (default: one of 512 and one of 4096 bytes)."""
+    benches: list[Bench] = []
+
+    def make(*namespaces: Namespace | Storage, **options: object) -> Bench:
+        if not namespaces:
+            namespaces = (Namespace(RamStorage(8 << 20)), Namespace(RamStorage(4 << 20), 4096))
+        benches.append(Bench(Nvme(*namespaces, **options)))  # type: ignore[arg-type]
+        return benches[-1]
+
+    yield make
+    for bench in benches:
+        bench.close()
+
+
+@pytest.fixture
+def bench(make_bench: MakeBench) -> Bench:
+    return make_bench()
+
+
+@pytest.fixture
+def driver(bench: Bench) -> Driver:
+    """A driver of a running controller."""
+    return bench.driver.enable()

@@ -1,0 +1,150 @@
+"""Identify: what a controller says it is, checked against what it does."""
+
+import struct
+import uuid
+
+import pytest
+
+from outboard.devices.nvme import Namespace
+from outboard.devices.nvme.layouts import (
+    IDENTIFY_CONTROLLER,
+    IDENTIFY_INDEPENDENT_NAMESPACE,
+    IDENTIFY_NAMESPACE,
+)
+from outboard.devices.nvme.spec import BROADCAST, Cns
+from outboard.devices.nvme.status import Status
+from outboard.storage import NullStorage, RamStorage
+from tests.devices.nvme.bench import Bench
+from tests.devices.nvme.conftest import MakeBench
+from tests.devices.nvme.driver import PAGE, VS, Driver, do_not_retry, ended
+
+
+def identify(driver: Driver, cns: int, nsid: int = 0, cdw11: int = 0) -> bytes:
+    driver.ram.write(driver.data, b"\xee" * PAGE)
+    assert ended(driver.identify(cns, nsid, cdw11)) == Status.SUCCESS
+    return driver.ram.read(driver.data, PAGE)
+
+
+@pytest.mark.point("I01", "R02")
+def test_the_controller_says_what_drivers_look_at(driver: Driver) -> None:
+    data = IDENTIFY_CONTROLLER.decode(identify(driver, Cns.CONTROLLER))
+    assert data["vid"] == data["ssvid"] == 0x4F42
+    assert data["ver"] == driver.bar.read32(VS) == 0x20000
+    assert (data["sqes"], data["cqes"], data["nn"]) == (0x66, 0x44, 2)
+    assert (data["mdts"], data["cntlid"], data["cntrltype"]) == (7, 1, 1)
+    assert (data["acl"], data["aerl"], data["elpe"]) == (3, 3, 63)
+    assert data["vwc"] == 7
+    assert data["oncs"] == 0b101_1101
+    assert data["sgls"] == data["oacs"] == data["fuses"] == 0
+    assert 0 < int(data["wctemp"]) < int(data["cctemp"])
+    assert data["tnvmcap"] == 12 << 20
+
+
+@pytest.mark.point("I05")
+def test_names_are_padded_ascii_and_the_nqn_is_valid(make_bench: MakeBench) -> None:
+    driver = make_bench(serial="SN 1", model="A model").driver.enable()
+    data = IDENTIFY_CONTROLLER.decode(identify(driver, Cns.CONTROLLER))
+    assert data["sn"] == b"SN 1".ljust(20)
+    assert data["mn"] == b"A model".ljust(40)
+    assert data["fr"] == b"1.0".ljust(8)
+    nqn = bytes(data["subnqn"]).rstrip(b"\0").decode()
+    assert nqn.startswith("nqn.2014-08.org.nvmexpress:uuid:")
+    assert uuid.UUID(nqn[-36:]).version == 5
+
+
+@pytest.mark.point("I05")
+def test_identifiers_survive_a_restart_and_differ_between_namespaces_and_serials(
+    make_bench: MakeBench,
+) -> None:
+    def names(serial: str) -> list[tuple[object, object]]:
+        driver = make_bench(serial=serial).driver.enable()
+        found = [IDENTIFY_NAMESPACE.decode(identify(driver, Cns.NAMESPACE, nsid)) for nsid in (1, 2)]
+        return [(data["nguid"], data["eui64"]) for data in found]
+
+    first = names("one")
+    assert first == names("one")
+    assert len({*first, *names("two")}) == 4
+    assert all(any(bytes(value)) for pair in first for value in pair)  # type: ignore[call-overload]
+
+
+@pytest.mark.point("I01")
+def test_a_namespace_says_its_size_and_format(driver: Driver) -> None:
+    small, large = (IDENTIFY_NAMESPACE.decode(identify(driver, Cns.NAMESPACE, nsid)) for nsid in (1, 2))
+    assert small["nsze"] == small["ncap"] == small["nuse"] == 16384
+    assert (small["lbaf0"], small["flbas"], small["nlbaf"]) == (9 << 16, 0, 0)
+    assert (large["nsze"], large["lbaf0"]) == (1024, 12 << 16)
+    assert small["nvmcap"] == 8 << 20
+    assert small["dlfeat"] == 0b1001
+
+
+def test_what_does_not_fill_a_block_is_left_out(make_bench: MakeBench) -> None:
+    driver = make_bench(Namespace(NullStorage(10000), 4096)).driver.enable()
+    assert IDENTIFY_NAMESPACE.decode(identify(driver, Cns.NAMESPACE, 1))["nsze"] == 2
+
+
+@pytest.mark.point("I01")
+@pytest.mark.parametrize("nsid", [0, 3, BROADCAST - 1, BROADCAST])
+@pytest.mark.parametrize(
+    "cns",
+    [Cns.NAMESPACE, Cns.NAMESPACE_DESCRIPTORS, Cns.CSI_NAMESPACE, Cns.CSI_INDEPENDENT_NAMESPACE],
+)
+def test_a_namespace_that_is_not_there_is_an_invalid_namespace(driver: Driver, cns: Cns, nsid: int) -> None:
+    completion = driver.identify(cns, nsid)
+    assert ended(completion) == Status.INVALID_NAMESPACE
+    assert do_not_retry(completion)
+
+
+@pytest.mark.point("I01", "I03")
+@pytest.mark.parametrize("cns", [Cns.ACTIVE_NAMESPACES, Cns.CSI_ACTIVE_NAMESPACES])
+@pytest.mark.parametrize(("after", "found"), [(0, (1, 2)), (1, (2,)), (2, ()), (BROADCAST - 2, ())])
+def test_the_list_of_namespaces_begins_after_the_given_one(
+    driver: Driver, cns: Cns, after: int, found: tuple[int, ...]
+) -> None:
+    assert identify(driver, cns, after) == struct.pack(f"<{len(found)}I", *found).ljust(PAGE, b"\0")
+
+
+@pytest.mark.point("I01")
+@pytest.mark.parametrize("after", [BROADCAST - 1, BROADCAST])
+def test_no_namespace_can_be_above_the_last_identifier(driver: Driver, after: int) -> None:
+    assert ended(driver.identify(Cns.ACTIVE_NAMESPACES, after)) == Status.INVALID_NAMESPACE
+
+
+@pytest.mark.point("I02")
+def test_descriptors_name_what_the_namespace_structure_names(driver: Driver) -> None:
+    data = identify(driver, Cns.NAMESPACE_DESCRIPTORS, 1)
+    found, at = {}, 0
+    while data[at]:
+        kind, length = data[at], data[at + 1]
+        found[kind] = data[at + 4 : at + 4 + length]
+        at += 4 + length
+    space = IDENTIFY_NAMESPACE.decode(identify(driver, Cns.NAMESPACE, 1))
+    assert set(found) == {1, 2, 3, 4}
+    assert (found[1], found[2]) == (space["eui64"], space["nguid"])
+    assert uuid.UUID(bytes=found[3]).version == 5
+    assert found[4] == b"\0"
+
+
+@pytest.mark.point("I03")
+def test_the_nvm_command_set_structures_are_there(driver: Driver) -> None:
+    assert identify(driver, Cns.CSI_NAMESPACE, 1) == bytes(PAGE)
+    assert identify(driver, Cns.CSI_CONTROLLER) == bytes(PAGE)
+    ready = IDENTIFY_INDEPENDENT_NAMESPACE.decode(identify(driver, Cns.CSI_INDEPENDENT_NAMESPACE, 1))
+    assert ready["nstat"] == 1
+
+
+@pytest.mark.point("I03", "I04")
+@pytest.mark.parametrize(
+    ("cns", "cdw11"), [(0x04, 0), (0x1C, 0), (0xFF, 0), (0x05, 2 << 24), (0x06, 2 << 24), (0x07, 1 << 24)]
+)
+def test_unknown_structures_and_command_sets_are_invalid_fields(driver: Driver, cns: int, cdw11: int) -> None:
+    completion = driver.identify(cns, 1, cdw11)
+    assert ended(completion) == Status.INVALID_FIELD
+    assert do_not_retry(completion)
+
+
+def test_a_storage_that_cannot_discard_says_nothing_of_what_is_read_afterwards(bench: Bench) -> None:
+    storage = bench.device.namespaces[1].storage
+    assert isinstance(storage, RamStorage)
+    storage.discard_zeroes = False
+    data = IDENTIFY_NAMESPACE.decode(identify(bench.driver.enable(), Cns.NAMESPACE, 1))
+    assert data["dlfeat"] == 0
