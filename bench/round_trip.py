@@ -35,7 +35,7 @@ def echo(connection: socket.socket) -> None:
     room = socket.CMSG_SPACE(253 * 4)
     while True:
         waiting.poll()
-        data, _, _, _ = connection.recvmsg(128 << 10, room)
+        data, _, _, _ = connection.recvmsg(64 << 10, room)
         if not data:
             return
         connection.sendmsg([data + b"\0\0\0\0"])

@@ -17,6 +17,9 @@ from contextlib import suppress
 
 log = logging.getLogger(__name__)
 
+READABLE = select.EPOLLIN
+NOT_WRITABLE, NOT_READABLE = ~select.EPOLLOUT, ~select.EPOLLIN
+
 Callback = Callable[[], None]
 Report = Callable[[Exception, str], None]
 
@@ -58,6 +61,7 @@ class Loop:
 
     def __init__(self) -> None:
         self.report: Report = log_error
+        self._stopped = False
         self._epoll = select.epoll()
         self._readers: dict[int, Callback] = {}
         self._writers: dict[int, Callback] = {}
@@ -115,18 +119,32 @@ class Loop:
     def run_once(self, timeout: float | None = None) -> bool:
         """Waits up to `timeout` seconds (None: for ever) and runs what is due; True if anything ran."""
         self._thread = threading.get_ident()
+        return self._step(timeout)
+
+    def run(self) -> None:
+        """Runs what comes until `stop`."""
+        self._thread = threading.get_ident()
+        step = self._step
+        while not self._stopped:
+            step(None)
+
+    def stop(self) -> None:
+        """Ends `run`; may be called from any thread and from a signal handler."""
+        self._stopped = True
+        self.wake()
+
+    def _step(self, timeout: float | None) -> bool:
         if self._soon or self._timers:
             timeout = self._patience(timeout)
         ready = self._epoll.poll(timeout)
-        ran = bool(ready)
         for fd, events in ready:
-            if events & ~select.EPOLLOUT and (readable := self._readers.get(fd)):
+            if events & NOT_WRITABLE and (readable := self._readers.get(fd)):
                 readable()
-            if events & ~select.EPOLLIN and (writable := self._writers.get(fd)):
+            if events != READABLE and events & NOT_READABLE and (writable := self._writers.get(fd)):
                 writable()
         if self._soon or self._timers:
-            ran |= self._run_due()
-        return ran
+            return self._run_due() or bool(ready)
+        return bool(ready)
 
     def run_pending(self) -> bool:
         """Runs calls and timers that are due, looking at no descriptor; True if anything ran."""

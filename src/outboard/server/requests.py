@@ -63,6 +63,7 @@ class Requests:
         self.device = device
         self.on_error = on_error
         self.reply_fds: Sequence[int] = ()
+        self._sizes = [region.size for region in device.regions]
         self._maps: set[tuple[int, int]] = set()
         self.table: dict[Command, Callable[[Request, Any], Message]] = {
             Command.DMA_MAP: self.dma_map,
@@ -80,7 +81,11 @@ class Requests:
 
     def region_read(self, request: Request, body: RegionRead) -> Message:
         """REGION_READ: `count` bytes of a region."""
-        offset, index, count = body.offset, body.region, body.count
+        data = self.read(body.region, body.offset, body.count)
+        return RegionReadReply(body.offset, body.region, body.count, data)
+
+    def read(self, index: int, offset: int, count: int) -> bytes:
+        """What REGION_READ is answered with: exactly `count` bytes at `offset` of region `index`."""
         self._check_access(index, offset, count)
         try:
             data = self.device.region_read(index, offset, count) if count else b""
@@ -90,13 +95,13 @@ class Requests:
             log.warning(
                 "region %d, offset %#x: the read failed, answered with all ones: %s", index, offset, error
             )
-            data = b"\xff" * count
+            return b"\xff" * count
         if len(data) != count:
             raise OutboardError(
                 f"the device answered a read of {count} bytes at {offset:#x} of region {index}"
                 f" with {len(data)}"
             )
-        return RegionReadReply(offset, index, count, data)
+        return data
 
     def region_write(self, request: Request, body: RegionWrite) -> Message:
         """REGION_WRITE: bytes into a region."""
@@ -245,9 +250,8 @@ class Requests:
             self.device.region_write(index, offset, data)
 
     def _check_access(self, index: int, offset: int, count: int) -> None:
-        regions = self.device.regions
-        if index >= len(regions) or offset + count > regions[index].size or count > MAX_TRANSFER:
-            size = regions[index].size if index < len(regions) else 0
+        size = self._sizes[index] if index < len(self._sizes) else 0
+        if count > MAX_TRANSFER or offset + count > size:
             raise RequestRefused(
                 f"{count} bytes at {offset:#x} of region {index}: the region has {size:#x} bytes,"
                 f" and one access moves at most {MAX_TRANSFER:#x}"

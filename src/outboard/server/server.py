@@ -28,12 +28,15 @@ from outboard.server.session import Session
 
 log = logging.getLogger(__name__)
 
-RECEIVE_BYTES = 128 << 10
+RECEIVE_BYTES = 64 << 10
 MAX_DESCRIPTORS = 253
 """What Linux lets one message carry (SCM_MAX_FD): room for clients that send more than we said we take."""
 ANCILLARY = socket.CMSG_SPACE(MAX_DESCRIPTORS * array.array("i").itemsize)
-SEND_FLAGS = socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT
-RECEIVE_FLAGS = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
+# As plain integers: arithmetic on the socket module's flags costs a microsecond each.
+SEND_FLAGS = int(socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
+RECEIVE_FLAGS = int(socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
+TRUNCATED = int(socket.MSG_CTRUNC)
+NO_DESCRIPTORS: tuple[int, ...] = ()
 
 
 class Server:
@@ -65,7 +68,6 @@ class Server:
         self._connection: socket.socket | None = None
         self._session: Session | None = None
         self._outbox: deque[tuple[memoryview, Sequence[int]]] = deque()
-        self._stopping = False
         self._thread: threading.Thread | None = None
         try:
             given = _listen(self.path) if self.path else socket.socket(fileno=fd)
@@ -97,9 +99,7 @@ class Server:
 
     def serve_forever(self) -> None:
         """Serves until `stop`."""
-        run_once = self.loop.run_once
-        while not self._stopping:
-            run_once(None)
+        self.loop.run()
 
     def start(self) -> Self:
         """Serves in a thread of its own."""
@@ -109,8 +109,7 @@ class Server:
 
     def stop(self) -> None:
         """Ends `serve_forever`; may be called from any thread and from a signal handler."""
-        self._stopping = True
-        self.loop.wake()
+        self.loop.stop()
 
     def close(self) -> None:
         """Stops, lets the client go, and removes the socket's file. Harmless to repeat."""
@@ -154,23 +153,24 @@ class Server:
         self.loop.watch(connection.fileno(), self._receive)
 
     def _receive(self) -> None:
-        assert self._connection is not None
-        assert self._session is not None
+        connection, session = self._connection, self._session
+        if connection is None or session is None:
+            return
         try:
-            data, ancillary, flags, _ = self._connection.recvmsg(RECEIVE_BYTES, ANCILLARY, RECEIVE_FLAGS)
+            data, ancillary, flags, _ = connection.recvmsg(RECEIVE_BYTES, ANCILLARY, RECEIVE_FLAGS)
         except BlockingIOError:
             return
         except OSError as error:
             self._disconnect(f"the connection broke: {error.strerror}")
             return
-        fds = _descriptors(ancillary) if ancillary else ()
-        if not data or flags & socket.MSG_CTRUNC:
+        fds = _descriptors(ancillary) if ancillary else NO_DESCRIPTORS
+        if not data or flags & TRUNCATED:
             for fd in fds:
                 os.close(fd)
             self._disconnect("the client sent more descriptors than fit" if data else "the client has gone")
             return
-        self._session.feed(data, fds)
-        if self._session is not None and self._session.closed:
+        session.feed(data, fds)
+        if session.closed and self._session is session:
             self._disconnect("the client broke the protocol")
 
     def _send(self, data: bytes, fds: Sequence[int] = ()) -> None:
@@ -190,8 +190,10 @@ class Server:
 
     def _try_send(self, data: bytes | memoryview, fds: Sequence[int]) -> int:
         assert self._connection is not None
-        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         try:
+            if not fds:
+                return self._connection.send(data, SEND_FLAGS)
+            ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
             return self._connection.sendmsg([data], ancillary, SEND_FLAGS)
         except BlockingIOError:
             return 0
