@@ -206,8 +206,9 @@ class _Memory:
 class BarSpace:
     """One BAR of one device.
 
-    ``memory`` holds its bytes: a bytearray, or shared memory (an ``mmap``) if the guest may map any of
-    it; ``fd`` is then the descriptor behind it, and it lives as long as the device does.
+    ``memory`` holds its bytes, up to the last that a register or plain memory needs: a bytearray, or
+    shared memory (an ``mmap``) of the whole BAR if the guest may map any of it; ``fd`` is then the
+    descriptor behind it, and lives as long as the device does.
     """
 
     def __init__(
@@ -222,6 +223,10 @@ class BarSpace:
         """``registers`` come with their reset values; ``windows`` answer for the MSI-X structures."""
         self.bar, self.holder, self.size = bar, holder, bar.size
         self._unclaimed = unclaimed
+        cells = [cell for register, reset in registers for cell in register.cells(self, reset)]
+        self._cells = {cell.start: cell for cell in cells}
+        ends = {ram.offset: ram.offset + ram.size for ram in rams}
+        plain = not (cells or ends or bar.read_handler or bar.write_handler)
         self.fd: int | None = None
         self.memory: bytearray | MemoryMap
         if bar.mappable:
@@ -229,11 +234,9 @@ class BarSpace:
             os.ftruncate(self.fd, bar.size)
             self.memory = MemoryMap(self.fd, bar.size)
         else:
-            self.memory = bytearray(bar.size)
-        cells = [cell for register, reset in registers for cell in register.cells(self, reset)]
-        self._cells = {cell.start: cell for cell in cells}
-        memories = [_Memory(ram.offset, ram.offset + ram.size, self.memory) for ram in rams]
-        plain = not (cells or memories or bar.read_handler or bar.write_handler)
+            used = max((*(cell.end for cell in cells), *ends.values()), default=0)
+            self.memory = bytearray(bar.size if plain else used)
+        memories = [_Memory(start, end, self.memory) for start, end in ends.items()]
         elsewhere = ((0, bar.size),) if plain else bar.mappable
         self._windows = self._fill([*cells, *memories, *windows], elsewhere)
         self._starts = [window.start for window in self._windows]
