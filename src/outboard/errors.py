@@ -157,6 +157,15 @@ class SetupError(OutboardError):
 
 
 class GuestError(OutboardError):
-    """A guest virtual machine failed, or a command inside it did."""
+    """A guest virtual machine failed, or a command inside it did.
+
+    ``status`` is the exit status of a command that ended with one, else None; ``output`` is what the
+    command had printed.
+    """
 
     fault = Fault.GUEST
+
+    def __init__(self, sentence: str, *, status: int | None = None, output: str = "") -> None:
+        super().__init__(sentence)
+        self.status = status
+        self.output = output
