@@ -17,7 +17,7 @@ from outboard.pci.capabilities import Msi, MsiX
 from outboard.pci.config_space import COMMAND, Command, ConfigSpace
 from outboard.pci.fields import Field, check, declared
 from outboard.pci.function import Function, Identity
-from outboard.pci.interrupts import Interrupts, IrqAction, IrqData, Vectors
+from outboard.pci.interrupts import Interrupts, IrqAction, IrqData, Vector, Vectors
 from outboard.pci.registers import BitField, RegisterArray, RegisterField, check_handlers
 
 log = logging.getLogger(__name__)
@@ -145,6 +145,8 @@ class Device:
     interrupts: tuple[int, ...]
     unhandled: list[Access]
     loop: Loop | None
+    error_irq: Vector
+    request_irq: Vector
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -321,7 +323,9 @@ class Device:
                 isinstance(value, type(field)), f"{where}: it is replaced by another {type(field).__name__}"
             )
             assert isinstance(value, Field)
+            assert field is not None
             check(value.name in ("", name), f"{where}: that one is {value.name} already")
+            value.take_over(field)
             fields[name] = value
 
     def _bind(self, function: Function, resets: dict[str, int]) -> None:

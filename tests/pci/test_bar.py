@@ -18,8 +18,8 @@ class Handlers(Device):
     bar = Bar(0, size=0x100)
     known = bar.reg(0x10, reset=0xAAAA_AAAA)
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, **replacements: Any) -> None:
+        super().__init__(**replacements)
         self.calls: list[Any] = []
 
     @bar.on_read
@@ -77,6 +77,16 @@ def test_a_mapping_of_the_region_and_the_device_see_the_same_bytes() -> None:
         assert guest[:5] == b"owner"
 
 
+@pytest.mark.point("P46")
+def test_a_client_cannot_shrink_the_memory_behind_a_bar() -> None:
+    device = Memory()
+    fd = device.shared.fd
+    assert fd is not None
+    for size in (0, 0x1000, 0x4000):
+        with pytest.raises(PermissionError):
+            os.ftruncate(fd, size)
+
+
 def test_the_descriptor_behind_a_bar_goes_with_the_device() -> None:
     device = Memory()
     fd = device.regions[1].fd
@@ -129,6 +139,16 @@ def test_the_handlers_of_the_bar_get_what_no_register_claims_with_exact_offset_a
     device.region_write(0, 0x20, b"\1\2")
     assert device.calls == [(0, 3), (0x0E, 2), (0x14, 2), (0x20, 2, 0x0201)]
     assert device.unhandled == []
+
+
+def test_a_bar_of_another_size_keeps_registers_and_handlers() -> None:
+    class Wider(Handlers):
+        bar = Bar(0, size=0x200)
+
+    for device in (Wider(), Handlers(bar=Bar(0, size=0x200))):
+        assert device.region_read(0, 0x10, 4) == b"\xaa" * 4
+        assert device.region_read(0, 0x1FF, 1) == b"\xff"
+        assert device.calls == [(0x1FF, 1)]
 
 
 def test_accesses_nobody_claims_are_remembered_once_and_boundedly() -> None:

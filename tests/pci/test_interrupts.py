@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from outboard import Bar, Device, Intx, IrqAction, IrqData, Msi, MsiX
 from outboard.errors import RequestRefused
@@ -475,6 +477,38 @@ def test_nonsense_is_refused_closes_its_descriptors_and_changes_nothing(
             os.fstat(fd)
     device.msix[0].trigger()
     assert client.count(0) == 1
+
+
+requests = st.tuples(
+    st.sampled_from(ALL),
+    st.sampled_from([MASK, UNMASK, TRIGGER]),
+    st.sampled_from([NONE, BOOL, EVENTFD]),
+    st.integers(0, 5),
+    st.integers(0, 4),
+    st.sampled_from(["none", "some", "a pipe"]),
+)
+
+
+@pytest.mark.point("P19", "P54", "P57")
+@given(steps=st.lists(requests, max_size=20))
+def test_every_descriptor_is_closed_exactly_once(steps: list[tuple[int, int, int, int, int, str]]) -> None:
+    """Whatever is asked, taken or refused, no descriptor is left when the client is gone."""
+    before = open_descriptors()
+    device, loop = Interrupting(), Loop()
+    device.attach(loop)
+    for index, action, data, start, count, kind in steps:
+        fds = [] if kind == "none" else [os.eventfd(0) for _ in range(count)]
+        if kind == "a pipe" and fds:
+            os.close(fds[-1])
+            fds[-1], writer = os.pipe()
+            os.close(writer)
+        with suppress(RequestRefused):
+            bools = bytes(count) if data == BOOL else b""
+            device.set_irqs(index, IrqAction(action), IrqData(data), start, count, fds=fds, bools=bools)
+        source(device, index)()
+    device.disconnected()
+    loop.close()
+    assert open_descriptors() == before
 
 
 @pytest.mark.point("P50")

@@ -7,6 +7,7 @@ claims go to the BAR's own handlers; without those they read as 0, ignore writes
 import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
+from fcntl import F_ADD_SEALS, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK, fcntl
 from mmap import mmap as MemoryMap
 from typing import Any, Protocol, TypeVar
 
@@ -65,6 +66,12 @@ class Bar(Field["BarSpace"]):
             check(last <= size, f"{area} ends after the BAR, which has {size:#x} bytes")
         self.read_handler = ""
         self.write_handler = ""
+
+    def take_over(self, replaced: Field[Any]) -> None:
+        """A BAR of another size keeps the handlers, as it keeps the registers."""
+        if isinstance(replaced, Bar):
+            self.read_handler = self.read_handler or replaced.read_handler
+            self.write_handler = self.write_handler or replaced.write_handler
 
     @property
     def mappable(self) -> tuple[tuple[int, int], ...]:
@@ -230,8 +237,10 @@ class BarSpace:
         self.fd: int | None = None
         self.memory: bytearray | MemoryMap
         if bar.mappable:
-            self.fd = os.memfd_create(f"BAR{bar.index} {bar.name}")
+            self.fd = os.memfd_create(f"BAR{bar.index}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             os.ftruncate(self.fd, bar.size)
+            # A client that shrank the file would kill us (SIGBUS) at the next access.
+            fcntl(self.fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
             self.memory = MemoryMap(self.fd, bar.size)
         else:
             used = max((*(cell.end for cell in cells), *ends.values()), default=0)

@@ -24,6 +24,9 @@ class Field(Generic[T_co]):
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = self.name or name
 
+    def take_over(self, replaced: "Field[Any]") -> None:
+        """What this field keeps of the one of its kind that it replaces, in a subclass or an instance."""
+
     @overload
     def __get__(self, instance: None, owner: type) -> Self: ...
     @overload
@@ -45,6 +48,8 @@ def declared(owner: type) -> dict[str, Field[Any]]:
     for cls in reversed(owner.__mro__):
         for name, value in vars(cls).items():
             if isinstance(value, Field):
+                if isinstance(value, type(fields.get(name))):
+                    value.take_over(fields[name])
                 fields[name] = value
             else:
                 fields.pop(name, None)

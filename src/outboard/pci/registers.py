@@ -226,21 +226,17 @@ class Cell:
     """One register of one device: where the guest's accesses to it end."""
 
     __slots__ = ("direct", "end", "index", "plain", "register", "reset_value", "size", "space", "start")
+    index: tuple[int, ...]
 
     def __init__(self, register: RegisterField[Any], index: int, space: Space, reset: int) -> None:
-        self.register, self.index, self.space = register, index, space
+        self.register, self.space = register, space
+        self.index = (index,) if isinstance(register, RegisterArray) else ()
         self.size = register.size
         self.start = register.starts[index]
         self.end = self.start + register.size
         self.reset_value = reset
         self.plain = not register.read_handler and register.access not in ("wo", "rc")
         self.direct = register.access in ("rw", "wo") and register.mask == register.ones
-
-    @property
-    def name(self) -> str:
-        """For sentences: ``tail`` or ``tail[3]``."""
-        name = self.register.name
-        return f"{name}[{self.index}]" if isinstance(self.register, RegisterArray) else name
 
     def reset(self) -> None:
         """Back to the reset value."""
@@ -291,10 +287,7 @@ class Cell:
         self.space.memory[self.start : self.end] = value.to_bytes(self.size, "little")
 
     def _call(self, handler: str, *arguments: int) -> int:
-        method = getattr(self.space.holder, handler)
-        if isinstance(self.register, RegisterArray):
-            arguments = (self.index, *arguments)
-        result: int = method(*arguments)
+        result: int = getattr(self.space.holder, handler)(*self.index, *arguments)
         return result
 
 
