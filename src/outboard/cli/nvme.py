@@ -1,5 +1,49 @@
-"""x."""
+"""``outboard nvme``: an NVMe controller with any number of namespaces."""
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from outboard.cli.foreground import serve_in_foreground
+from outboard.cli.namespaces import controller
 
 
-def nvme() -> None:
-    """Do nvme."""
+def nvme(
+    *,
+    namespace: list[str],
+    socket: Annotated[Path | None, Parameter(alias="--socket-path")] = None,
+    fd: int | None = None,
+    serial: str | None = None,
+    vectors: int | None = None,
+) -> None:
+    """Serve an NVMe controller.
+
+    It stays in the foreground until Ctrl-C or SIGTERM; what QEMU has to be told is printed at
+    the start. What a guest flushed into a file is on the host's disk.
+
+    **Examples**
+
+    ```
+    outboard nvme --socket /tmp/disk.sock --namespace ram:256M
+    outboard nvme --socket /tmp/disk.sock --namespace disk.img --namespace null:1T,block_size=4096
+    outboard nvme --socket /tmp/disk.sock --namespace new.img,size=8G --serial LAB-7
+    ```
+
+    Parameters
+    ----------
+    namespace
+        BACKEND[,block_size=4096]: ram:SIZE, null:SIZE, a file or block device, or FILE,size=SIZE
+        for a file to be created. Each use adds one namespace.
+    socket
+        The UNIX socket to listen on.
+    fd
+        Listen on this inherited descriptor instead; a connected one serves that one client.
+    serial
+        The controller's serial number, at most 20 characters of ASCII.
+    vectors
+        How many MSI-X vectors the controller has: the most a guest can spread its queues over.
+    """
+    device = controller(namespace, serial=serial, vectors=vectors)
+    title = f"serving an NVMe controller ({', '.join(namespace)})"
+    serve_in_foreground(device, socket, fd, title=title, bootable=True)

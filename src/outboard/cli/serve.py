@@ -1,9 +1,12 @@
-"""``outboard serve``."""
+"""``outboard serve``: any device, from a file of its author."""
 
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
+
+from outboard.cli.device_file import load_device
+from outboard.cli.foreground import serve_in_foreground
 
 
 def serve(
@@ -13,12 +16,12 @@ def serve(
     socket: Annotated[Path | None, Parameter(alias="--socket-path")] = None,
     fd: int | None = None,
 ) -> None:
-    """Serve the device that a Python file describes.
+    """Serve a device that a Python file describes.
 
-    Stays in the foreground until Ctrl-C or SIGTERM, takes one client after the other, and keeps the
-    device's state between them.
+    It stays in the foreground until Ctrl-C or SIGTERM, takes one client after the other and
+    keeps the device's state between them. What QEMU has to be told is printed at the start.
 
-    ## Examples
+    **Examples**
 
     ```
     outboard serve edu.py:Edu --socket /tmp/edu.sock
@@ -28,9 +31,12 @@ def serve(
     Parameters
     ----------
     device
-        FILE.py:Class, or package.module:Class; also a name of a ready-made object.
+        FILE.py:Class or package.module:Class. A class is instantiated, a function called.
+        Where a file has one device class, FILE.py is enough.
     socket
-        Where to listen, a UNIX socket.
+        The UNIX socket to listen on.
     fd
-        An inherited descriptor to listen on instead, or of a connection.
+        Listen on this inherited descriptor instead; a connected one serves that one client.
     """
+    served = load_device(device)
+    serve_in_foreground(served, socket, fd, title=f"serving {type(served).__name__}")

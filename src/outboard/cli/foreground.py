@@ -1,0 +1,52 @@
+"""Serving in the foreground, as back-end programs do: until Ctrl-C or SIGTERM, then a clean end."""
+
+import logging
+import signal
+from pathlib import Path
+
+from rich.console import Console
+
+from outboard.cli.qemu_command import device_argument, shell
+from outboard.device import DeviceContract
+from outboard.errors import SetupError
+from outboard.server import Server
+from outboard.testing.guest.command_line import Attach
+
+
+def serve_in_foreground(
+    device: DeviceContract, socket: Path | None, fd: int | None, *, title: str, bootable: bool = False
+) -> None:
+    """Serve ``device`` on one of ``socket`` and ``fd``; print how QEMU is attached; return when ended.
+
+    Raises:
+        SetupError: neither or both were given, or the socket cannot be listened on.
+    """
+    if (socket is None) == (fd is None):
+        raise SetupError("a device needs a place to listen on: give one of --socket PATH and --fd N")
+    logging.basicConfig(level=logging.INFO, format="outboard: %(message)s")
+    server = Server(device, socket, fd=fd)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: server.stop())
+    with server:
+        announce(title, socket, bootable)
+        server.serve_forever()
+
+
+def announce(title: str, socket: Path | None, bootable: bool) -> None:
+    """Say what is served, and what to paste behind QEMU's command."""
+    console = Console(highlight=False, soft_wrap=True)
+    if socket is None:
+        console.print(f"[bold]{title}[/] on an inherited descriptor; Ctrl-C ends it")
+        return
+    console.print(f"[bold]{title}[/] on {socket}; Ctrl-C ends it")
+    console.print("[dim]QEMU 10.1 or newer attaches it with (2G: the size of the guest's memory)[/]")
+    lines = [
+        ["-machine", "q35,memory-backend=mem", "-m", "2G"],
+        ["-object", "memory-backend-memfd,id=mem,size=2G,share=on"],
+        ["-device", "pcie-root-port,id=rp0"],
+        [
+            "-device",
+            device_argument(Attach(socket.resolve(), bootindex=1 if bootable else None), "dev0", "rp0"),
+        ],
+    ]
+    console.print(" \\\n".join("  " + shell(line) for line in lines), markup=False)

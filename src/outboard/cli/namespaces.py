@@ -1,0 +1,31 @@
+"""NVMe controllers named on the command line: ``ram:256M,block_size=4096``."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from outboard.devices.nvme import Namespace, Nvme
+from outboard.storage import open_storage, parse_size
+
+BLOCK_SIZE = re.compile(r",block_size=([^,]*)")
+
+
+def controller(backends: Sequence[str], *, serial: str | None = None, vectors: int | None = None) -> Nvme:
+    """A controller with one namespace for each back end.
+
+    Raises:
+        StorageError: a back end cannot be opened, or a block size is none.
+    """
+    options: dict[str, Any] = {}
+    if serial is not None:
+        options["serial"] = serial
+    if vectors is not None:
+        options["vectors"] = vectors
+    return Nvme(*map(namespace, backends), **options)
+
+
+def namespace(backend: str) -> Namespace:
+    """The namespace that ``BACKEND[,block_size=N]`` names."""
+    found = BLOCK_SIZE.search(backend)
+    storage = open_storage(BLOCK_SIZE.sub("", backend))
+    return Namespace(storage, block_size=parse_size(found[1])) if found else Namespace(storage)

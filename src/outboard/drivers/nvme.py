@@ -1,0 +1,243 @@
+"""An NVMe controller driven from user space: its registers, the admin queue, one pair of I/O queues.
+
+Follows NVMe Base 2.0, sections 3.5.1 (initialisation), 3.1.3 (registers), 4.1 and 4.2 (queue entries), 4.1.1
+(PRP). One command at a time, completions are polled: it identifies and proves a controller, it does not
+measure one.
+"""
+
+import struct
+import time
+from types import TracebackType
+from typing import Self
+
+from outboard.client import Client
+from outboard.client.accessors import Accessor
+from outboard.client.memory import GuestRam
+from outboard.errors import PeerTimeout, RemoteError
+
+CLASS_CODE = 0x010802
+"""Mass storage, non-volatile memory, NVM Express."""
+
+CAP, CC, CSTS, AQA, ASQ, ACQ, DOORBELLS = 0x00, 0x14, 0x1C, 0x24, 0x28, 0x30, 0x1000
+CC_ENABLE = 1 | 6 << 16 | 4 << 20
+"""EN, with submission entries of 2**6 and completion entries of 2**4 bytes."""
+
+CSTS_READY, CSTS_FATAL = 1 << 0, 1 << 1
+GONE = 0xFFFF_FFFF
+TIMEOUT_UNIT = 0.5
+"""CAP.TO counts half seconds."""
+
+CREATE_SUBMISSION_QUEUE, CREATE_COMPLETION_QUEUE, IDENTIFY = 0x01, 0x05, 0x06
+FLUSH, WRITE, READ = 0x00, 0x01, 0x02
+CNS_NAMESPACE, CNS_CONTROLLER, CNS_ACTIVE_NAMESPACES = 0x00, 0x01, 0x02
+CONTIGUOUS = 1 << 0
+NAMESPACES_A_LIST = 1024
+
+COMMAND = struct.Struct("<BBHI16xQQ6I")
+"""Opcode, flags, identifier, namespace, PRP 1 and 2, double words 10 to 15."""
+COMPLETION = struct.Struct("<14xH")
+"""Phase and status; who completed what is known with one command in flight."""
+
+PAGE = 4096
+QUEUE_ENTRIES = 16
+LARGEST_TRANSFER = 128 << 10
+"""What SPDK's controller takes, the smallest limit of those in use."""
+
+ADMIN_QUEUES, IO_QUEUES, ANSWER, PRP_LIST, DATA = 0 * PAGE, 2 * PAGE, 4 * PAGE, 5 * PAGE, 6 * PAGE
+"""What is where in the driver's memory."""
+
+
+class NvmeDriver:
+    """Takes the controller behind ``client`` into use; a context manager that disables it again.
+
+    A controller that another client left enabled is disabled first.
+
+    Raises:
+        PeerTimeout: the controller does not become ready in the time it promises.
+        RemoteError: it reports a fatal failure.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._registers = client.bar(0)
+        capabilities = self._registers.read64(CAP)
+        self._timeout = max(1, capabilities >> 24 & 0xFF) * TIMEOUT_UNIT
+        self._stride = 4 << (capabilities >> 32 & 0xF)
+        self._ram = client.memory(DATA + LARGEST_TRANSFER)
+        self._admin = self._queue_pair(0, ADMIN_QUEUES)
+        self._io: _QueuePair | None = None
+        self._block_sizes: dict[int, int] = {}
+        client.bus_master(True)
+        self._enable()
+
+    def identify(self, cns: int, nsid: int = 0) -> bytes:
+        """The 4096 bytes that Identify answers for structure ``cns``; RemoteError if it is refused."""
+        answer = self._ram.address + ANSWER
+        self._admin.run(f"Identify {cns:02x}h", IDENTIFY, nsid=nsid, prp1=answer, cdw10=cns)
+        return self._ram.read(ANSWER, PAGE)
+
+    def namespaces(self) -> list[int]:
+        """The identifiers of all active namespaces, ascending."""
+        found: list[int] = []
+        while True:
+            answer = self.identify(CNS_ACTIVE_NAMESPACES, found[-1] if found else 0)
+            listing = struct.unpack(f"<{NAMESPACES_A_LIST}I", answer)
+            # Only ascending ones: a controller that repeats itself must not keep us for ever.
+            new = [nsid for nsid in listing if nsid > (found[-1] if found else 0)]
+            found += sorted(new)
+            if len(new) < NAMESPACES_A_LIST:
+                return found
+
+    def block_size(self, nsid: int) -> int:
+        """The bytes of a logical block of a namespace."""
+        if nsid not in self._block_sizes:
+            data = self.identify(CNS_NAMESPACE, nsid)
+            self._block_sizes[nsid] = 1 << data[128 + 4 * (data[26] & 0xF) + 2]
+        return self._block_sizes[nsid]
+
+    def read(self, nsid: int, offset: int, size: int) -> bytes:
+        """``size`` bytes from byte ``offset`` on, whole blocks, at most `LARGEST_TRANSFER`."""
+        self._transfer("Read", READ, nsid, offset, size)
+        return self._ram.read(DATA, size)
+
+    def write(self, nsid: int, offset: int, data: bytes) -> None:
+        """Store ``data`` at byte ``offset``: whole blocks, at most `LARGEST_TRANSFER`."""
+        self._ram.write(DATA, data)
+        self._transfer("Write", WRITE, nsid, offset, len(data))
+
+    def flush(self, nsid: int) -> None:
+        """Make what was written outlive a power cut."""
+        self._io_queues().run("Flush", FLUSH, nsid=nsid)
+
+    def close(self) -> None:
+        """Disable the controller and take the memory back."""
+        self._registers.write32(CC, 0)
+        self._wait_ready(False)
+        self._ram.unmap()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.close()
+
+    def _enable(self) -> None:
+        self._registers.write32(CC, 0)
+        self._wait_ready(False)
+        self._registers.write32(AQA, (QUEUE_ENTRIES - 1) << 16 | (QUEUE_ENTRIES - 1))
+        # Halves, low one first, as SeaBIOS and Linux do it: not every server takes eight bytes at once.
+        for register, address in ((ASQ, self._admin.submissions), (ACQ, self._admin.completions)):
+            self._registers.write32(register, address & 0xFFFF_FFFF)
+            self._registers.write32(register + 4, address >> 32)
+        self._registers.write32(CC, CC_ENABLE)
+        self._wait_ready(True)
+
+    def _wait_ready(self, wanted: bool) -> None:
+        deadline = time.monotonic() + self._timeout
+        while bool(status(self._registers) & CSTS_READY) is not wanted:
+            if time.monotonic() > deadline:
+                state = "ready" if wanted else "idle"
+                raise PeerTimeout(
+                    f"the NVMe controller promised to be {state} in {self._timeout:g} s and is not"
+                )
+
+    def _queue_pair(self, number: int, offset: int) -> "_QueuePair":
+        doorbell = DOORBELLS + 2 * number * self._stride
+        return _QueuePair(self._registers, self._ram, offset, doorbell, self._stride, self._timeout)
+
+    def _io_queues(self) -> "_QueuePair":
+        """The I/O queues, created when first needed."""
+        if self._io is None:
+            pair = self._queue_pair(1, IO_QUEUES)
+            size = (QUEUE_ENTRIES - 1) << 16 | 1
+            for name, opcode, address, cdw11 in (
+                ("Create I/O Completion Queue", CREATE_COMPLETION_QUEUE, pair.completions, CONTIGUOUS),
+                (
+                    "Create I/O Submission Queue",
+                    CREATE_SUBMISSION_QUEUE,
+                    pair.submissions,
+                    CONTIGUOUS | 1 << 16,
+                ),
+            ):
+                self._admin.run(name, opcode, prp1=address, cdw10=size, cdw11=cdw11)
+            self._io = pair
+        return self._io
+
+    def _transfer(self, name: str, opcode: int, nsid: int, offset: int, size: int) -> None:
+        """Move the data pages; ``offset`` and ``size`` are bytes of the namespace."""
+        block = self.block_size(nsid)
+        if offset % block or size % block or not 0 < size <= LARGEST_TRANSFER:
+            raise ValueError(
+                f"{size} bytes at {offset} are not 1 to {LARGEST_TRANSFER} bytes of whole blocks of {block}"
+            )
+        pages = range(self._ram.address + DATA, self._ram.address + DATA + size, PAGE)
+        rest = pages[1:]
+        self._ram.write(PRP_LIST, struct.pack(f"<{len(rest)}Q", *rest))
+        second = rest[0] if len(rest) == 1 else self._ram.address + PRP_LIST if rest else 0
+        start = offset // block
+        self._io_queues().run(
+            name, opcode, nsid=nsid, prp1=pages[0], prp2=second,
+            cdw10=start & 0xFFFF_FFFF, cdw11=start >> 32, cdw12=size // block - 1,
+        )  # fmt: skip
+
+
+class _QueuePair:
+    """A submission queue and its completion queue, a page each, with at most one command in flight."""
+
+    def __init__(
+        self, registers: Accessor, ram: GuestRam, offset: int, doorbell: int, stride: int, timeout: float
+    ) -> None:
+        self.submissions, self.completions = ram.address + offset, ram.address + offset + PAGE
+        self._registers, self._ram, self._offset = registers, ram, offset
+        self._doorbell, self._stride, self._timeout = doorbell, stride, timeout
+        self._index = 0
+        self._phase = 1
+
+    def run(
+        self,
+        name: str,
+        opcode: int,
+        *,
+        nsid: int = 0,
+        prp1: int = 0,
+        prp2: int = 0,
+        cdw10: int = 0,
+        cdw11: int = 0,
+        cdw12: int = 0,
+    ) -> None:
+        """Run one command; RemoteError, with its ``name``, if the controller completes it with an error."""
+        # With one command in flight both queues stand at the same entry, which also serves as identifier.
+        entry = COMMAND.pack(opcode, 0, self._index, nsid, prp1, prp2, cdw10, cdw11, cdw12, 0, 0, 0)
+        self._ram.write(self._offset + self._index * COMMAND.size, entry)
+        following = (self._index + 1) % QUEUE_ENTRIES
+        self._registers.write32(self._doorbell, following)
+        code = self._wait(name)
+        self._phase ^= following == 0
+        self._index = following
+        self._registers.write32(self._doorbell + self._stride, following)
+        if code:
+            kind, value = code >> 8 & 7, code & 0xFF
+            raise RemoteError(
+                f"{name} failed with status type {kind}, code {value:#04x}", command=name, errno=0
+            )
+
+    def _wait(self, name: str) -> int:
+        """Wait for the completion; return its status, 0 for success."""
+        at = self._offset + PAGE + self._index * (COMPLETION.size)
+        deadline = time.monotonic() + self._timeout
+        while (word := COMPLETION.unpack(self._ram.read(at, COMPLETION.size))[0]) & 1 != self._phase:
+            # Asking lets a device in our own thread go on, and tells us of one that has failed.
+            status(self._registers)
+            if time.monotonic() > deadline:
+                raise PeerTimeout(f"{name} was not completed in {self._timeout:g} s")
+        return int(word) >> 1
+
+
+def status(registers: Accessor) -> int:
+    """CSTS; RemoteError if it tells of a fatal failure, or reads all ones as nothing does."""
+    value = registers.read32(CSTS)
+    if value == GONE or value & CSTS_FATAL:
+        raise RemoteError(f"the NVMe controller has failed: CSTS reads {value:#x}", command="CSTS", errno=0)
+    return value
