@@ -1,8 +1,10 @@
 """The stream: split anywhere, bounded, and in step after anything but a bad header."""
 
 import errno
+import gc
 import tracemalloc
 from itertools import pairwise
+from weakref import ref
 
 import pytest
 from hypothesis import given
@@ -115,6 +117,19 @@ def test_a_large_size_alone_holds_no_memory() -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 10_000
+
+
+@pytest.mark.point("P24")
+def test_an_ended_connection_is_freed_at_once() -> None:
+    gc.disable()
+    client, server = open_pair()
+    gone = ref(server)
+    events = server.feed(client.command(RegionRead(0, 0, 4))[1] + Header(7, 9, 3, 0).encode())
+    assert isinstance(events[-1], Fatal)
+    del server, events
+    freed = gone() is None
+    gc.enable()
+    assert freed
 
 
 @pytest.mark.point("P12", "P13")

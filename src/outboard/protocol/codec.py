@@ -141,7 +141,7 @@ class FrameReader:
         else:
             del self._data[: self._at]
         self._at = 0
-        if len(self.pending_fds) > MAX_FDS:
+        if sum(len(fds) for _, fds in self._fds) > MAX_FDS:
             header = Header.decode(self._data.ljust(HEADER_SIZE, b"\0"))
             raise BadHeader(f"a message comes with more than {MAX_FDS} descriptors", header)
 

@@ -282,12 +282,18 @@ class Connection:
 
     def _malformed(self, frame: Frame, error: RemoteProtocolError) -> Malformed:
         silent = frame.flags & (NO_REPLY | TYPE_MASK) != 0  # a reply is never answered
-        return Malformed(frame.message_id, frame.command, error, frame.fds, silent)
+        return Malformed(frame.message_id, frame.command, _bare(error), frame.fds, silent)
 
     def _fatal(self, error: RemoteProtocolError, header: Header | Frame, fds: tuple[int, ...]) -> Fatal:
         self.state = CLOSED
         silent = header.flags & NO_REPLY or header.flags & TYPE_MASK == REPLY
-        return Fatal(error, b"" if silent else _refusal(header.message_id, header.command, EINVAL), fds)
+        answer = b"" if silent else _refusal(header.message_id, header.command, EINVAL)
+        return Fatal(_bare(error), answer, fds)
+
+
+def _bare(error: RemoteProtocolError) -> RemoteProtocolError:
+    """The error without its traceback, which would keep the message alive until the collector runs."""
+    return RemoteProtocolError(error.sentence, errno=error.errno)
 
 
 def _refusal(message_id: int, command: int, errno: int) -> bytes:
