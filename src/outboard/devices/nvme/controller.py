@@ -8,7 +8,8 @@ ends in its own completion; only queues that cannot be read or written at all en
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import Enum
 
 from outboard.devices.nvme.admin import ADMIN_COMMANDS
@@ -35,10 +36,6 @@ class Progress(Enum):
     STALLED = "a queue's memory is not there now: call again later, or give up"
 
 
-_Owed = tuple[SubmissionQueue, int, int, int]
-"""A completion that could not be written yet: ``(queue, cid, status field, result)``."""
-
-
 class Controller:
     """Executes the commands of ``state``'s queues; ``interrupt`` is called once a batch for each queue."""
 
@@ -48,7 +45,7 @@ class Controller:
         self._interrupt = interrupt
         self._processing = False
         self._last_served = 0
-        self._owed: _Owed | None = None
+        self._out_of_reach: list[SubmissionQueue | CompletionQueue] = []
 
     def enable(self, asq: int, sq_size: int, acq: int, cq_size: int) -> None:
         """Start with the admin queues at these addresses, of so many entries."""
@@ -65,7 +62,6 @@ class Controller:
     def reset(self) -> None:
         """End this life: no DMA, completion or interrupt of it comes later."""
         self.enabled = False
-        self._owed = None
         self.state.reset()
 
     def ring(self, doorbell: int, value: int) -> bool:
@@ -94,9 +90,9 @@ class Controller:
         if not self.enabled or self._processing:
             return False
         return (
-            self._owed is not None
-            or any(sq.waiting and not sq.cq.full for sq in state.submission.values())
-            or (state.events.due and not state.completion[0].full)
+            any(sq.ready for sq in state.submission.values())
+            or any(cq.owed for cq in state.completion.values())
+            or (state.events.due and state.completion[0].room > 0)
         )
 
     @property
@@ -109,40 +105,46 @@ class Controller:
         if self._processing or not self.enabled:
             return Progress.IDLE
         self._processing = True
+        self._out_of_reach.clear()
         try:
             self._process()
         except Abandoned:
             log.debug("reset while memory was awaited: the rest of the batch is dropped")
-        except DmaError as error:
-            log.debug("a queue is out of reach: %s", error)
-            return Progress.STALLED
         finally:
             self._processing = False
             self._signal()
+        if self._out_of_reach:
+            return Progress.STALLED
         return Progress.MORE if self.pending else Progress.IDLE
 
     def _process(self) -> None:
         state = self.state
-        if self._owed is not None:
-            self._complete(*self._owed)
+        for cq in [cq for cq in state.completion.values() if cq.owed]:
+            with self._reaching(cq):
+                cq.settle(state.bus)
         budget = BATCH
-        progress = True
-        while progress and budget > 0:
-            progress = False
-            for sq in self._in_turn():
-                taken = self._serve(sq, min(budget, state.features.burst))
-                if taken:
-                    self._last_served = sq.id
-                    progress = True
-                    budget -= taken
+        while self.enabled and budget > 0 and (queues := self._in_turn()):
+            for sq in queues:
+                with self._reaching(sq):
+                    budget -= self._serve(sq, min(budget, state.features.burst))
                 if budget <= 0:
                     break
             self._tell_events()
+        self._tell_events()
+
+    @contextmanager
+    def _reaching(self, queue: SubmissionQueue | CompletionQueue) -> Iterator[None]:
+        """Leave ``queue`` alone for the rest of the batch if its memory is not there."""
+        try:
+            yield
+        except DmaError as error:
+            log.debug("%s queue %d is out of reach: %s", type(queue).__name__, queue.id, error)
+            self._out_of_reach.append(queue)
 
     def _in_turn(self) -> list[SubmissionQueue]:
         """The queues with something to take, beginning after the one that was served last."""
         return sorted(
-            (sq for sq in self.state.submission.values() if sq.waiting and not sq.cq.full),
+            (sq for sq in self.state.submission.values() if sq.ready and sq not in self._out_of_reach),
             key=lambda sq: (sq.id <= self._last_served, sq.id),
         )
 
@@ -150,11 +152,8 @@ class Controller:
         """Execute up to ``limit`` commands of ``sq``; return how many."""
         if self.state.submission.get(sq.id) is not sq:
             return 0
-        cq = sq.cq
-        limit = min(limit, cq.size - 1 - cq.used)
-        if limit <= 0:
-            return 0
-        entries = sq.peek(self.state.bus, limit)
+        entries = sq.peek(self.state.bus, min(limit, sq.cq.room))
+        self._last_served = sq.id
         for taken, entry in enumerate(entries):
             if not self.enabled:
                 return taken
@@ -178,13 +177,7 @@ class Controller:
             log.exception("opcode %#x of queue %d failed", command.opcode, sq.id)
             field = self._fail(sq, command, CommandFailed(Status.INTERNAL_ERROR, repr(error)))
         if result is not None:
-            self._complete(sq, command.cid, field, result)
-
-    def _complete(self, sq: SubmissionQueue, cid: int, field: int, result: int) -> None:
-        """Post a completion; if its queue is out of reach, it is owed until the next attempt."""
-        self._owed = (sq, cid, field, result)
-        sq.cq.post(self.state.bus, sq, cid, field, result)
-        self._owed = None
+            sq.cq.post(self.state.bus, sq, command.cid, field, result)
 
     def _handle(self, sq: SubmissionQueue, command: Command) -> int | None:
         commands = IO_COMMANDS if sq.id else ADMIN_COMMANDS
@@ -215,12 +208,13 @@ class Controller:
     def _tell_events(self) -> None:
         """Complete event requests, as far as the admin completion queue has room."""
         state = self.state
-        while state.events.due and not state.completion[0].full:
-            ending = state.events.next_ending()
-            if ending is None:
-                return
-            cid, status, result = ending
-            self._complete(state.submission[0], cid, status_field(status), result)
+        if not state.events.due:
+            return
+        sq = state.submission[0]
+        with self._reaching(sq.cq):
+            while sq.cq.room > 0 and (ending := state.events.next_ending()):
+                cid, status, result = ending
+                sq.cq.post(state.bus, sq, cid, status_field(status), result)
 
     def _signal(self) -> None:
         for cq in self.state.completion.values():

@@ -63,7 +63,7 @@ def delete_io_sq(state: State, command: Command) -> int:
 
 
 def _abort_waiting(state: State, sq: SubmissionQueue) -> None:
-    while sq.waiting and not sq.cq.full:
+    while sq.ready:
         (entry,) = sq.peek(state.bus, 1)
         sq.advance()
         cid = Command.decode(entry).cid

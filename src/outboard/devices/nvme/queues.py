@@ -13,9 +13,13 @@ from outboard.devices.nvme.spec import CQE_SIZE, SQE_SIZE
 from outboard.devices.nvme.transfer import Bus
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class CompletionQueue:
-    """A ring of ``size`` completions at ``address``. ``signal``: entries were posted, none signalled yet."""
+    """A ring of ``size`` completions at ``address``.
+
+    ``signal``: entries were posted and not signalled yet. ``owed``: a completion that could not be
+    written, because its memory was not there; nothing else can be posted until `settle` succeeds.
+    """
 
     id: int
     address: int
@@ -27,6 +31,7 @@ class CompletionQueue:
     phase: int = 1
     signal: bool = False
     submitters: int = 0
+    owed: Completion | None = None
 
     @property
     def used(self) -> int:
@@ -34,9 +39,9 @@ class CompletionQueue:
         return (self.tail - self.head) % self.size
 
     @property
-    def full(self) -> bool:
-        """Whether no entry can be posted."""
-        return self.used == self.size - 1
+    def room(self) -> int:
+        """Entries that can be posted."""
+        return 0 if self.owed else self.size - 1 - self.used
 
     def ring(self, head: int) -> bool:
         """The host consumed up to ``head``; False if it cannot have, and nothing is changed then."""
@@ -46,9 +51,16 @@ class CompletionQueue:
         return True
 
     def post(self, bus: Bus, sq: "SubmissionQueue", cid: int, status: int, result: int) -> None:
-        """Write a completion; there has to be room. Raises `DmaError`, and nothing has happened then."""
-        entry = Completion(result, sq.head, sq.id, cid, status, self.phase).encode()
-        bus.write(self.address + self.tail * CQE_SIZE, entry)
+        """Write a completion; there has to be room. Raises `DmaError`, and then it is owed."""
+        self.owed = Completion(result, sq.head, sq.id, cid, status, self.phase)
+        self.settle(bus)
+
+    def settle(self, bus: Bus) -> None:
+        """Write the completion that is owed, if one is. Raises `DmaError`."""
+        if self.owed is None:
+            return
+        bus.write(self.address + self.tail * CQE_SIZE, self.owed.encode())
+        self.owed = None
         self.signal = True
         self.tail += 1
         if self.tail == self.size:
@@ -56,7 +68,7 @@ class CompletionQueue:
             self.phase ^= 1
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class SubmissionQueue:
     """A ring of ``size`` commands at ``address``, completed in ``cq``.
 
@@ -70,6 +82,11 @@ class SubmissionQueue:
     head: int = 0
     tail: int = 0
     aborted: frozenset[int] = frozenset()
+
+    @property
+    def ready(self) -> bool:
+        """Whether a command can be taken."""
+        return self.head != self.tail and self.cq.room > 0
 
     @property
     def waiting(self) -> int:

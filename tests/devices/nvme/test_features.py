@@ -1,0 +1,196 @@
+"""Features that Linux, Windows and FreeBSD set and get while they start."""
+
+import pytest
+
+from outboard.devices.nvme.features import PLAIN
+from outboard.devices.nvme.spec import BROADCAST, FeatureId, Select
+from outboard.devices.nvme.status import Status
+from tests.devices.nvme.bench import Bench
+from tests.devices.nvme.conftest import MakeBench
+from tests.devices.nvme.driver import Driver, do_not_retry, ended
+
+OVER, UNDER = 0, 1 << 20
+
+
+@pytest.mark.point("F01")
+@pytest.mark.parametrize("select", Select)
+@pytest.mark.parametrize("fid", FeatureId)
+def test_every_feature_can_be_got_in_every_way(driver: Driver, fid: FeatureId, select: Select) -> None:
+    completion = driver.get_feature(fid, select)
+    assert ended(completion) == Status.SUCCESS
+    if select == Select.CAPABILITIES:
+        assert completion.result & 4, "changeable"
+        assert not completion.result & 1, "not saveable"
+        assert bool(completion.result & 2) == (fid == FeatureId.ERROR_RECOVERY)
+
+
+@pytest.mark.point("F01", "F03")
+@pytest.mark.parametrize(
+    ("fid", "value", "kept"),
+    [
+        (FeatureId.ARBITRATION, 0x0302_0107, 0x0302_0107),
+        (FeatureId.POWER_MANAGEMENT, 0, 0),
+        (FeatureId.TEMPERATURE_THRESHOLD, 330, 330),
+        (FeatureId.ERROR_RECOVERY, 0x00FF, 0x00FF),
+        (FeatureId.VOLATILE_WRITE_CACHE, 0, 0),
+        (FeatureId.INTERRUPT_COALESCING, 0x0A05, 0x0A05),
+        (FeatureId.INTERRUPT_VECTOR_CONFIGURATION, 1 << 16, 1 << 16),
+        (FeatureId.WRITE_ATOMICITY, 1, 1),
+        (FeatureId.ASYNC_EVENT_CONFIGURATION, 0x11F, 0x11F),
+        (FeatureId.ASYNC_EVENT_CONFIGURATION, 0xFFFF_FFFF, 0x1FF),
+        (FeatureId.KEEP_ALIVE_TIMER, 10000, 10000),
+    ],
+)
+def test_what_is_set_is_got_back_and_the_default_stays(
+    driver: Driver, fid: FeatureId, value: int, kept: int
+) -> None:
+    default = driver.get_feature(fid, Select.DEFAULT).result
+    assert driver.get_feature(fid).result == default
+    assert ended(driver.set_feature(fid, value)) == Status.SUCCESS
+    assert driver.get_feature(fid).result == kept
+    assert driver.get_feature(fid, Select.DEFAULT).result == default
+    assert driver.get_feature(fid, Select.SAVED).result == default
+
+
+@pytest.mark.point("F03", "S01")
+def test_a_reset_brings_the_defaults_back(driver: Driver) -> None:
+    driver.set_feature(FeatureId.NUMBER_OF_QUEUES, 0)
+    driver.set_feature(FeatureId.INTERRUPT_COALESCING, 0x0101)
+    driver.disable()
+    driver.enable()
+    assert driver.get_feature(FeatureId.INTERRUPT_COALESCING).result == 0
+    assert driver.get_feature(FeatureId.NUMBER_OF_QUEUES).result == 31 | 31 << 16
+
+
+@pytest.mark.point("F01")
+@pytest.mark.parametrize("fid", [0x00, 0x03, 0x0C, 0x0D, 0x10, 0x7F, 0x82, 0xFF])
+def test_an_unknown_feature_is_an_invalid_field(driver: Driver, fid: int) -> None:
+    for completion in (driver.get_feature(fid), driver.set_feature(fid), driver.get_feature(fid, 3)):
+        assert ended(completion) == Status.INVALID_FIELD
+        assert do_not_retry(completion)
+
+
+@pytest.mark.point("F01")
+@pytest.mark.parametrize("select", [4, 5, 6, 7])
+def test_reserved_selections_are_invalid_fields(driver: Driver, select: int) -> None:
+    assert ended(driver.get_feature(FeatureId.ARBITRATION, select)) == Status.INVALID_FIELD
+
+
+@pytest.mark.point("F02")
+@pytest.mark.parametrize("fid", FeatureId)
+def test_nothing_can_be_saved(driver: Driver, fid: FeatureId) -> None:
+    completion = driver.set_feature(fid, save=True)
+    assert ended(completion) == Status.FEATURE_NOT_SAVEABLE
+    assert do_not_retry(completion)
+
+
+@pytest.mark.point("F04")
+def test_only_one_feature_belongs_to_namespaces(driver: Driver) -> None:
+    fid = FeatureId.VOLATILE_WRITE_CACHE
+    assert ended(driver.set_feature(fid, 1, nsid=1)) == Status.FEATURE_NOT_NAMESPACE_SPECIFIC
+    assert ended(driver.set_feature(fid, 1, nsid=3)) == Status.INVALID_NAMESPACE
+    assert ended(driver.set_feature(fid, 1, nsid=BROADCAST)) == Status.SUCCESS
+    assert ended(driver.get_feature(fid, nsid=1)) == Status.SUCCESS
+    fid = FeatureId.ERROR_RECOVERY
+    for nsid, status in ((0, Status.SUCCESS), (1, Status.SUCCESS), (3, Status.INVALID_NAMESPACE)):
+        assert ended(driver.set_feature(fid, 5, nsid=nsid)) == status
+        assert ended(driver.get_feature(fid, nsid=nsid)) == status
+
+
+@pytest.mark.point("F03")
+@pytest.mark.parametrize(
+    ("fid", "value"),
+    [
+        pytest.param(FeatureId.POWER_MANAGEMENT, 1, id="no such power state"),
+        pytest.param(FeatureId.ERROR_RECOVERY, 1 << 16, id="DULBE"),
+        pytest.param(FeatureId.TEMPERATURE_THRESHOLD, 1 << 16 | 300, id="no such sensor"),
+        pytest.param(FeatureId.TEMPERATURE_THRESHOLD, 2 << 20 | 300, id="reserved threshold"),
+        pytest.param(FeatureId.INTERRUPT_VECTOR_CONFIGURATION, 33, id="no such vector"),
+        pytest.param(FeatureId.NUMBER_OF_QUEUES, 0xFFFF, id="65536 submission queues"),
+        pytest.param(FeatureId.NUMBER_OF_QUEUES, 0xFFFF_0000, id="65536 completion queues"),
+    ],
+)
+def test_values_that_cannot_be_are_invalid_fields(driver: Driver, fid: FeatureId, value: int) -> None:
+    before = driver.get_feature(fid).result
+    completion = driver.set_feature(fid, value)
+    assert ended(completion) == Status.INVALID_FIELD
+    assert do_not_retry(completion)
+    assert driver.get_feature(fid).result == before
+
+
+@pytest.mark.point("F03")
+def test_temperature_thresholds_have_two_sides(driver: Driver) -> None:
+    fid = FeatureId.TEMPERATURE_THRESHOLD
+    all_sensors = 0xF << 16
+    driver.set_feature(fid, OVER | all_sensors | 350)
+    driver.set_feature(fid, UNDER | 280)
+    assert driver.get_feature(fid, cdw11=OVER).result == 350
+    assert driver.get_feature(fid, cdw11=UNDER).result == 280
+    assert driver.get_feature(fid, Select.DEFAULT, cdw11=UNDER).result == 0
+    assert ended(driver.get_feature(fid, cdw11=3 << 16)) == Status.INVALID_FIELD
+
+
+@pytest.mark.point("Q18")
+def test_queues_are_granted_up_to_what_there_is(driver: Driver) -> None:
+    fid = FeatureId.NUMBER_OF_QUEUES
+    assert driver.set_feature(fid, 3 | 3 << 16).result == 3 | 3 << 16
+    assert driver.get_feature(fid).result == 3 | 3 << 16
+    assert driver.set_feature(fid, 0x3FF | 0x3FF << 16).result == 31 | 31 << 16
+    driver.create_queue_pair(1)
+    completion = driver.set_feature(fid, 3 | 3 << 16)
+    assert ended(completion) == Status.COMMAND_SEQUENCE_ERROR
+    assert do_not_retry(completion)
+
+
+@pytest.mark.point("F03")
+def test_vectors_keep_their_own_configuration(driver: Driver) -> None:
+    fid = FeatureId.INTERRUPT_VECTOR_CONFIGURATION
+    driver.set_feature(fid, 5 | 1 << 16)
+    assert driver.get_feature(fid, cdw11=5).result == 5 | 1 << 16
+    assert driver.get_feature(fid, cdw11=6).result == 6
+    assert driver.get_feature(fid, Select.DEFAULT, cdw11=5).result == 5
+
+
+@pytest.mark.point("F03")
+def test_the_timestamp_advances_from_what_was_set(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    driver.get_feature(FeatureId.TIMESTAMP)
+    assert driver.ram.read(driver.data, 8) == bytes(8)
+    driver.ram.write(driver.data, (1_700_000_000_000).to_bytes(6, "little") + b"\0\0")
+    driver.set_feature(FeatureId.TIMESTAMP)
+    now += 2.5
+    driver.get_feature(FeatureId.TIMESTAMP)
+    data = driver.ram.read(driver.data, 8)
+    assert int.from_bytes(data[:6], "little") == 1_700_000_002_500
+    assert data[6:] == b"\2\0", "set by the host"
+
+
+@pytest.mark.point("F03")
+def test_host_behavior_keeps_what_is_offered(driver: Driver) -> None:
+    fid = FeatureId.HOST_BEHAVIOR_SUPPORT
+    driver.ram.write(driver.data, b"\1\0\1" + bytes(509))
+    assert ended(driver.set_feature(fid)) == Status.SUCCESS
+    driver.get_feature(fid)
+    assert driver.ram.read(driver.data, 512) == b"\1" + bytes(511)
+    driver.ram.write(driver.data, b"\2")
+    assert ended(driver.set_feature(fid)) == Status.INVALID_FIELD
+
+
+@pytest.mark.point("D04")
+@pytest.mark.parametrize("fid", [FeatureId.TIMESTAMP, FeatureId.HOST_BEHAVIOR_SUPPORT])
+def test_feature_data_out_of_reach_is_a_data_transfer_error(driver: Driver, fid: FeatureId) -> None:
+    driver.data = 0x9_0000_0000
+    assert ended(driver.get_feature(fid)) == ended(driver.set_feature(fid)) == Status.DATA_TRANSFER_ERROR
+
+
+def test_the_number_of_vectors_and_queues_is_the_authors_choice(make_bench: MakeBench) -> None:
+    bench: Bench = make_bench(vectors=3, io_queues=500)
+    driver = bench.driver.enable()
+    assert driver.get_feature(FeatureId.NUMBER_OF_QUEUES).result == 499 | 499 << 16
+    assert ended(driver.set_feature(FeatureId.INTERRUPT_VECTOR_CONFIGURATION, 3)) == Status.INVALID_FIELD
+    assert bench.device.interrupts[2] == 3
+
+
+def test_defaults_lie_within_what_can_be_set() -> None:
+    assert all(feature.default & ~feature.mask == 0 for feature in PLAIN.values())
