@@ -5,10 +5,12 @@ outside the answer to a request (a timer, slow work put off with `call_soon`, a 
 runs here, in the device's own thread, so device code needs no locks.
 """
 
+import ctypes
 import heapq
 import logging
 import os
 import select
+import struct
 import threading
 import time
 from collections import deque
@@ -61,30 +63,39 @@ class Loop:
 
     def __init__(self) -> None:
         self.report: Report = log_error
-        self._stopped = False
+        self.stopped = False
         self._epoll = select.epoll()
         self._readers: dict[int, Callback] = {}
         self._writers: dict[int, Callback] = {}
         self._soon: deque[Callback] = deque()
         self._timers: list[Timer] = []
         self._thread = threading.get_ident()
-        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self.watch(self._wake, self._drain_wake)
+        self._alarm: _Alarm | None = None
+        self.waker = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.watch(self.waker, self.drain)
 
     def fileno(self) -> int:
-        """A descriptor that becomes readable when a watched one is; for use inside another event loop."""
+        """A descriptor that is readable when `run_once` has something to do, timers and calls included.
+
+        For use inside another event loop.
+        """
+        if self._alarm is None:
+            self._alarm = _Alarm()
+            self.watch(self._alarm.fd, self._alarm.drain)
+            self._set_alarm()
         return self._epoll.fileno()
 
     def call_soon(self, callback: Callback) -> None:
         """Runs `callback` in the loop's thread after what runs now; may be called from any thread."""
         self._soon.append(callback)
-        if threading.get_ident() != self._thread:
+        if self._alarm is not None or threading.get_ident() != self._thread:
             self.wake()
 
     def after(self, seconds: float, callback: Callback) -> Timer:
         """Runs `callback` once, `seconds` from now; only from the loop's own thread."""
         timer = Timer(time.monotonic() + seconds, callback)
         heapq.heappush(self._timers, timer)
+        self._set_alarm()
         return timer
 
     def watch(self, fd: int, readable: Callback | None, writable: Callback | None = None) -> None:
@@ -113,24 +124,31 @@ class Loop:
 
     def wake(self) -> None:
         """Makes a waiting `run_once` return; may be called from any thread and from a signal handler."""
-        with suppress(BlockingIOError, OSError):
-            os.eventfd_write(self._wake, 1)
+        with suppress(OSError, ValueError):  # full, or closed
+            os.eventfd_write(self.waker, 1)
+
+    def drain(self) -> None:
+        """Takes back every `wake`; for whoever waits for `waker` outside of `run_once`."""
+        with suppress(BlockingIOError):
+            os.eventfd_read(self.waker)
 
     def run_once(self, timeout: float | None = None) -> bool:
         """Waits up to `timeout` seconds (None: for ever) and runs what is due; True if anything ran."""
         self._thread = threading.get_ident()
-        return self._step(timeout)
+        ran = self._step(timeout)
+        self._set_alarm()
+        return ran
 
     def run(self) -> None:
         """Runs what comes until `stop`."""
         self._thread = threading.get_ident()
         step = self._step
-        while not self._stopped:
+        while not self.stopped:
             step(None)
 
     def stop(self) -> None:
         """Ends `run`; may be called from any thread and from a signal handler."""
-        self._stopped = True
+        self.stopped = True
         self.wake()
 
     def _step(self, timeout: float | None) -> bool:
@@ -158,9 +176,17 @@ class Loop:
         self._soon.clear()
         self._timers.clear()
         self._epoll.close()
-        if self._wake >= 0:
-            os.close(self._wake)
-            self._wake = -1
+        if self._alarm is not None:
+            os.close(self._alarm.fd)
+            self._alarm = None
+        if self.waker >= 0:
+            os.close(self.waker)
+            self.waker = -1
+
+    def _set_alarm(self) -> None:
+        """Makes `fileno` readable when the next call or timer is due, if anybody waits for it."""
+        if self._alarm is not None:
+            self._alarm.set(0.0 if self._soon else self._timers[0].due if self._timers else None)
 
     def _patience(self, timeout: float | None) -> float | None:
         if self._soon:
@@ -190,6 +216,26 @@ class Loop:
                 self.report(error, f"{callback!r}, put off with call_soon or after,")
         return ran
 
-    def _drain_wake(self) -> None:
+
+class _Alarm:
+    """A timerfd: readable from a moment on. The standard library has it from Python 3.13 on."""
+
+    CLOCK_MONOTONIC, ABSOLUTE = 1, 1
+
+    def __init__(self) -> None:
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self.fd = self._libc.timerfd_create(self.CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC)
+        if self.fd < 0:
+            raise OSError(ctypes.get_errno(), "no timerfd could be made")
+
+    def set(self, due: float | None) -> None:
+        """Readable from `due` (seconds of the monotonic clock) on; never for None."""
+        # A time of 0 would take the alarm back.
+        seconds, nanoseconds = (0, 0) if due is None else divmod(max(1, int(due * 1e9)), 10**9)
+        times = struct.pack("@4l", 0, 0, seconds, nanoseconds)
+        self._libc.timerfd_settime(self.fd, self.ABSOLUTE, times, None)
+
+    def drain(self) -> None:
+        """Makes it unreadable."""
         with suppress(BlockingIOError):
-            os.eventfd_read(self._wake)
+            os.read(self.fd, 8)

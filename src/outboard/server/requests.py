@@ -6,7 +6,8 @@ what overlaps) are the device's.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Literal
 
 from outboard.device import DeviceContract, Region
@@ -56,13 +57,15 @@ class Requests:
     """The commands of vfio-user, asked of `device`.
 
     ``table`` maps a command to its method. ``reply_fds`` are the descriptors that go with the reply of the
-    latest method called: a region's, which stay the device's own.
+    latest method called: a region's, which stay the device's own. ``client_takes_fds`` is what the client
+    said in VERSION.
     """
 
     def __init__(self, device: DeviceContract, on_error: OnError = "error") -> None:
         self.device = device
         self.on_error = on_error
         self.reply_fds: Sequence[int] = ()
+        self.client_takes_fds = True
         self._sizes = [region.size for region in device.regions]
         self._maps: set[tuple[int, int]] = set()
         self.table: dict[Command, Callable[[Request, Any], Message]] = {
@@ -143,6 +146,9 @@ class Requests:
         )
         if region.fd is None or not region.flags & RegionFlag.MMAP:
             return info.fitted(body.argsz)
+        if not self.client_takes_fds:
+            info.flags &= ~RegionFlag.MMAP
+            return info.fitted(body.argsz)
         # No list of areas means that the whole region may be mapped.
         if tuple(region.areas) != ((0, region.size),):
             info.areas = tuple(Area(offset, size) for offset, size in region.areas)
@@ -221,10 +227,10 @@ class Requests:
         if body.flags & DmaUnmapFlag.ALL:
             if body.address or body.size:
                 raise RequestRefused("DMA_UNMAP of ALL takes neither address nor size")
-            self.unmap_all()
+            for address, size in sorted(self._maps):
+                self._unmap(address, size)
         else:
-            self.device.dma_unmap(body.address, body.size)
-            self._maps.discard((body.address, body.size))
+            self._unmap(body.address, body.size)
         return DmaUnmap(argsz=24, flags=body.flags, address=body.address, size=body.size)
 
     def device_reset(self, request: Request, body: DeviceReset) -> Message:
@@ -232,17 +238,17 @@ class Requests:
         self.device.reset()
         return Empty()
 
-    def unmap_all(self) -> None:
-        """Takes back every range the client has mapped."""
+    def releases(self) -> Iterator[Callable[[], None]]:
+        """What takes back all that the client has given, piece by piece: each may fail by itself."""
         for address, size in sorted(self._maps):
-            self.device.dma_unmap(address, size)
-        self._maps.clear()
-
-    def release_interrupts(self) -> None:
-        """Takes back every eventfd the client has assigned."""
+            yield partial(self._unmap, address, size)
         for index, vectors in enumerate(self.device.interrupts):
             if vectors:
-                self.device.set_irqs(index, IrqAction.TRIGGER, IrqData.NONE, 0, 0)
+                yield partial(self.device.set_irqs, index, IrqAction.TRIGGER, IrqData.NONE, 0, 0)
+
+    def _unmap(self, address: int, size: int) -> None:
+        self.device.dma_unmap(address, size)
+        self._maps.discard((address, size))
 
     def _write(self, index: int, offset: int, data: bytes) -> None:
         self._check_access(index, offset, len(data))

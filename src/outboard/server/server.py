@@ -37,6 +37,8 @@ SEND_FLAGS = int(socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
 RECEIVE_FLAGS = int(socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
 TRUNCATED = int(socket.MSG_CTRUNC)
 NO_DESCRIPTORS: tuple[int, ...] = ()
+MAX_BACKLOG = 64 << 20
+"""Bytes of answers that may wait for a client: one message may ask for thousands of large ones."""
 
 
 class Server:
@@ -68,6 +70,7 @@ class Server:
         self._connection: socket.socket | None = None
         self._session: Session | None = None
         self._outbox: deque[tuple[memoryview, Sequence[int]]] = deque()
+        self._backlog = 0
         self._thread: threading.Thread | None = None
         try:
             given = _listen(self.path) if self.path else socket.socket(fileno=fd)
@@ -185,6 +188,10 @@ class Server:
                 data, fds = data[sent:], ()
         # Descriptors are the device's own and outlive the wait.
         self._outbox.append((memoryview(data), fds))
+        self._backlog += len(data)
+        if self._backlog > MAX_BACKLOG and self._session is not None:
+            log.warning("the client takes none of %d bytes of answers it asked for", self._backlog)
+            self._session.closed = True
         # Nothing more is read from a client that does not take our answers.
         self.loop.watch(self._connection.fileno(), None, self._flush)
 
@@ -206,6 +213,7 @@ class Server:
         while self._outbox:
             data, fds = self._outbox[0]
             sent = self._try_send(data, fds)
+            self._backlog -= sent
             if sent < len(data):
                 if sent:
                     self._outbox[0] = (data[sent:], ())
@@ -221,7 +229,13 @@ class Server:
             return
         poll = select.poll()
         poll.register(connection, select.POLLIN | (select.POLLOUT if self._outbox else 0))
-        for _, events in poll.poll(seconds * 1000):
+        poll.register(self.loop.waker, select.POLLIN)
+        for fd, events in poll.poll(seconds * 1000):
+            if fd == self.loop.waker:
+                self.loop.drain()
+                if self.loop.stopped:
+                    self._disconnect("the server ends")
+                continue
             if events & select.POLLOUT:
                 self._flush()
             if events & ~select.POLLOUT and self._connection is connection:
@@ -234,6 +248,7 @@ class Server:
         log.info("%s", why)
         self._session = self._connection = None
         self._outbox.clear()
+        self._backlog = 0
         self.loop.unwatch(connection.fileno())
         connection.close()
         session.close()

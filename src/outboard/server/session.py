@@ -17,6 +17,7 @@ from outboard.device import DeviceContract
 from outboard.errors import OutboardError, RequestRefused
 from outboard.loop import Loop
 from outboard.protocol import Command, ErrorReply, Event, Fatal, Malformed, Reply, Request, ServerConnection
+from outboard.protocol.connection import MAX_ERRNO
 from outboard.protocol.messages import RegionRead
 from outboard.server.remote_dma import MessageDma
 from outboard.server.requests import OnError, Requests
@@ -47,6 +48,7 @@ class Session:
         self.device = device
         self.closed = False
         self.in_handler = False
+        self._is_connected = False
         self._transmit = send
         self._report = loop.report
         self._connection = ServerConnection()
@@ -60,7 +62,9 @@ class Session:
             self._answer_read(*read)
             return
         for event in self._connection.feed(data, fds):
-            if type(event) is Request:
+            if self.closed:
+                _close_all(event.fds)
+            elif type(event) is Request:
                 self._handle(event)
             else:
                 self._handle_other(event)
@@ -74,9 +78,9 @@ class Session:
         """Ends the conversation: guest memory is unmapped, eventfds closed; the device stays."""
         self.closed = True
         _close_all(self._connection.pending_fds)
-        requests = self._requests
-        hook = getattr(self.device, "disconnected", None)
-        for release in (hook, requests.unmap_all, requests.release_interrupts):
+        hook = getattr(self.device, "disconnected", None) if self._is_connected else None
+        self._is_connected = False
+        for release in (hook, *self._requests.releases()):
             try:
                 if release is not None:
                     release()
@@ -112,11 +116,16 @@ class Session:
                 fds, requests.reply_fds = requests.reply_fds, ()
             elif request.command is Command.VERSION:
                 answer = self._connection.accept(request)
+                self._is_connected = True
+                self._requests.client_takes_fds = self._connection.peer.max_msg_fds > 0
                 _optional(self.device, "connected", self._memory)
             else:
                 raise RequestRefused(f"this server does not support {request.command.name}")
         except Exception as error:
             answer = self._refusal(request, error)
+            requests.reply_fds = ()
+            # Without an agreed version nothing can follow.
+            self.closed = request.command is Command.VERSION
         finally:
             self.in_handler = outer
             if request.fds:
@@ -130,7 +139,9 @@ class Session:
         """The error reply to a request that failed; whose fault it was goes to the log."""
         if isinstance(error, OutboardError):
             log.warning("%s refused (%s fault): %s", request.command.name, error.fault, error)
-            return self._connection.refuse(request, error.errno)
+            # A device that is a client itself may pass on an errno that no reply can carry.
+            number = error.errno if 0 < error.errno <= MAX_ERRNO else errno.EIO
+            return self._connection.refuse(request, number)
         self._report(error, request.command.name)
         return self._connection.refuse(request, errno.EIO)
 
