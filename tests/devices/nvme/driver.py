@@ -44,6 +44,10 @@ class Ram:
         self.view[start : start + size] = bytes(size)
         return self.address + start
 
+    def rewind(self, start: int) -> None:
+        """Allocate from ``start`` on again: what was there belongs to nobody now."""
+        self._next = start
+
     def read(self, address: int, size: int) -> bytes:
         start = address - self.address
         return bytes(self.view[start : start + size])

@@ -192,5 +192,13 @@ def test_the_number_of_vectors_and_queues_is_the_authors_choice(make_bench: Make
     assert bench.device.interrupts[2] == 3
 
 
+def test_a_controller_without_msi_x_has_one_vector(make_bench: MakeBench) -> None:
+    bench: Bench = make_bench(vectors=0)
+    driver = bench.driver.enable()
+    assert bench.device.interrupts == [1, 1, 0, 1, 1]
+    assert ended(driver.set_feature(FeatureId.INTERRUPT_VECTOR_CONFIGURATION, 0)) == Status.SUCCESS
+    assert ended(driver.set_feature(FeatureId.INTERRUPT_VECTOR_CONFIGURATION, 1)) == Status.INVALID_FIELD
+
+
 def test_defaults_lie_within_what_can_be_set() -> None:
     assert all(feature.default & ~feature.mask == 0 for feature in PLAIN.values())
