@@ -66,7 +66,7 @@ class Requests:
         self.on_error = on_error
         self.reply_fds: Sequence[int] = ()
         self.client_takes_fds = True
-        self._sizes = [region.size for region in device.regions]
+        self._sizes = {index: region.size for index, region in enumerate(device.regions)}
         self._maps: set[tuple[int, int]] = set()
         self.table: dict[Command, Callable[[Request, Any], Message]] = {
             Command.DMA_MAP: self.dma_map,
@@ -89,7 +89,8 @@ class Requests:
 
     def read(self, index: int, offset: int, count: int) -> bytes:
         """What REGION_READ is answered with: exactly `count` bytes at `offset` of region `index`."""
-        self._check_access(index, offset, count)
+        if count > MAX_TRANSFER or offset + count > self._sizes.get(index, -1):
+            self._check_access(index, offset, count)
         try:
             data = self.device.region_read(index, offset, count) if count else b""
         except Exception as error:
@@ -256,8 +257,8 @@ class Requests:
             self.device.region_write(index, offset, data)
 
     def _check_access(self, index: int, offset: int, count: int) -> None:
-        size = self._sizes[index] if index < len(self._sizes) else 0
-        if count > MAX_TRANSFER or offset + count > size:
+        size = self._sizes.get(index, 0)
+        if count > MAX_TRANSFER or offset + count > size or index not in self._sizes:
             raise RequestRefused(
                 f"{count} bytes at {offset:#x} of region {index}: the region has {size:#x} bytes,"
                 f" and one access moves at most {MAX_TRANSFER:#x}"

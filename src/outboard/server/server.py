@@ -181,7 +181,7 @@ class Server:
         if self._connection is None:
             return
         if not self._outbox:
-            sent = self._try_send(data, fds)
+            sent = self._try_send(self._connection, data, fds)
             if sent == len(data):
                 return
             if sent:
@@ -195,13 +195,14 @@ class Server:
         # Nothing more is read from a client that does not take our answers.
         self.loop.watch(self._connection.fileno(), None, self._flush)
 
-    def _try_send(self, data: bytes | memoryview, fds: Sequence[int]) -> int:
-        assert self._connection is not None
+    @staticmethod
+    def _try_send(connection: socket.socket, data: bytes | memoryview, fds: Sequence[int]) -> int:
+        """How much of `data` the socket took."""
         try:
             if not fds:
-                return self._connection.send(data, SEND_FLAGS)
+                return connection.send(data, SEND_FLAGS)
             ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
-            return self._connection.sendmsg([data], ancillary, SEND_FLAGS)
+            return connection.sendmsg([data], ancillary, SEND_FLAGS)
         except BlockingIOError:
             return 0
         except OSError as error:
@@ -210,17 +211,18 @@ class Server:
             return len(data)
 
     def _flush(self) -> None:
-        while self._outbox:
+        connection = self._connection
+        while self._outbox and connection is not None:
             data, fds = self._outbox[0]
-            sent = self._try_send(data, fds)
+            sent = self._try_send(connection, data, fds)
             self._backlog -= sent
             if sent < len(data):
                 if sent:
                     self._outbox[0] = (data[sent:], ())
                 return
             self._outbox.popleft()
-        if self._connection is not None:
-            self.loop.watch(self._connection.fileno(), self._receive)
+        if connection is not None:
+            self.loop.watch(connection.fileno(), self._receive)
 
     def _pump(self, seconds: float) -> None:
         """Lets input arrive for up to `seconds` while the device waits for its client's memory."""
