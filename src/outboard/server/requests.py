@@ -51,6 +51,10 @@ INTX = 0
 
 DATA_KINDS = SetIrqsFlag.DATA_NONE | SetIrqsFlag.DATA_BOOL | SetIrqsFlag.DATA_EVENTFD
 ACTIONS = SetIrqsFlag.MASK | SetIrqsFlag.UNMASK | SetIrqsFlag.TRIGGER
+# Plain integers: on Python 3.11 the complement of a flag has only the bits its class names.
+SET_IRQS_FLAGS = int(DATA_KINDS | ACTIONS)
+DMA_MAP_FLAGS = int(DmaMapFlag.READ | DmaMapFlag.WRITE)
+DMA_UNMAP_FLAGS = int(DmaUnmapFlag.ALL)
 
 
 class Requests:
@@ -178,7 +182,7 @@ class Requests:
     def set_irqs(self, request: Request, body: SetIrqs) -> Message:
         """DEVICE_SET_IRQS: assigns eventfds, masks, unmasks, fires."""
         kind, action = body.flags & DATA_KINDS, body.flags & ACTIONS
-        if body.flags & ~(DATA_KINDS | ACTIONS) or kind.bit_count() != 1 or action.bit_count() != 1:
+        if body.flags & ~SET_IRQS_FLAGS or kind.bit_count() != 1 or action.bit_count() != 1:
             raise RequestRefused(
                 f"flags {body.flags:#x}: exactly one of NONE, BOOL, EVENTFD"
                 " and one of MASK, UNMASK, TRIGGER are needed"
@@ -201,7 +205,7 @@ class Requests:
 
     def dma_map(self, request: Request, body: DmaMap) -> Message:
         """DMA_MAP: a range of guest memory, with a descriptor or without."""
-        if body.flags & ~(DmaMapFlag.READ | DmaMapFlag.WRITE):
+        if body.flags & ~DMA_MAP_FLAGS:
             raise RequestRefused(
                 f"DMA_MAP flags {int(body.flags):#x}: only readable (1) and writable (2) are known"
             )
@@ -223,7 +227,7 @@ class Requests:
 
     def dma_unmap(self, request: Request, body: DmaUnmap) -> Message:
         """DMA_UNMAP: one range, or (flag ALL, address and size 0) every one."""
-        if body.flags & ~DmaUnmapFlag.ALL:
+        if body.flags & ~DMA_UNMAP_FLAGS:
             raise RequestRefused(f"DMA_UNMAP flags {int(body.flags):#x}: only ALL (2) is known")
         if body.flags & DmaUnmapFlag.ALL:
             if body.address or body.size:
