@@ -1,88 +1,38 @@
 # ruff: noqa: PT009 (`assert_` raises an interrupt line)
+"""Vectors over eventfds: MSI, MSI-X, ERR and REQ; assignment, masks, hostile requests."""
+
 import os
 import select
 import struct
-from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outboard import Bar, Device, Intx, IrqAction, IrqData, Msi, MsiX
+from outboard import Device, IrqAction, IrqData
 from outboard.errors import RequestRefused
 from outboard.loop import Loop
-
-MASK, UNMASK, TRIGGER = IrqAction.MASK, IrqAction.UNMASK, IrqAction.TRIGGER
-NONE, BOOL, EVENTFD = IrqData.NONE, IrqData.BOOL, IrqData.EVENTFD
-INTX, MSI, MSIX, ERR, REQ = range(5)
-ALL = (INTX, MSI, MSIX, ERR, REQ)
-CONFIG, COMMAND, STATUS = 7, 4, 6
-
-
-class Interrupting(Device):
-    bar = Bar(0, size=0x4000)
-    msix = MsiX(vectors=64, table=(bar, 0x1000), pba=(bar, 0x2000))
-    msi = Msi(vectors=4)
-    intx = Intx()
-
-
-@pytest.fixture
-def device() -> Iterator[Interrupting]:
-    """A device; whatever the test does, no descriptor may be left once the client is gone."""
-    before = open_descriptors()
-    device = Interrupting()
-    yield device
-    device.disconnected()
-    assert open_descriptors() == before
-
-
-def open_descriptors() -> set[str]:
-    return {fd for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")}
-
-
-class Client:
-    """The client's ends of the eventfds it hands over."""
-
-    def __init__(self) -> None:
-        self.fds: list[int] = []
-
-    def give(self, flags: int = os.EFD_NONBLOCK) -> int:
-        """A descriptor to hand over; ``count(i)`` is what arrived by the i-th of them."""
-        self.fds.append(os.eventfd(0, flags))
-        return os.dup(self.fds[-1])
-
-    def count(self, number: int = -1) -> int:
-        try:
-            return os.eventfd_read(self.fds[number])
-        except BlockingIOError:
-            return 0
-
-    def counts(self) -> list[int]:
-        return [self.count(number) for number in range(len(self.fds))]
-
-
-@pytest.fixture
-def client(device: Interrupting) -> Iterator[Client]:
-    client = Client()
-    yield client
-    for fd in client.fds:
-        with suppress(OSError):
-            os.close(fd)
-
-
-def assign(device: Device, index: int, start: int, fds: Sequence[int], count: int | None = None) -> None:
-    device.set_irqs(index, TRIGGER, EVENTFD, start, len(fds) if count is None else count, fds=fds)
-
-
-def source(device: Interrupting, index: int) -> Callable[[], None]:
-    return {
-        INTX: device.intx.assert_,
-        MSI: device.msi[0].trigger,
-        MSIX: device.msix[0].trigger,
-        ERR: device.error_irq.trigger,
-        REQ: device.request_irq.trigger,
-    }[index]
+from tests.pci.interrupting import (
+    ALL,
+    BOOL,
+    CONFIG,
+    ERR,
+    EVENTFD,
+    INTX,
+    MASK,
+    MSI,
+    MSIX,
+    NONE,
+    REQ,
+    TRIGGER,
+    UNMASK,
+    Client,
+    Interrupting,
+    assign,
+    open_descriptors,
+    source,
+)
 
 
 @pytest.mark.point("P48")
@@ -291,111 +241,6 @@ def test_a_reset_drops_what_is_pending_and_keeps_the_descriptors(
     device.set_irqs(INTX, UNMASK, NONE, 0, 1)
     device.intx.assert_()
     assert client.counts() == [1, 1]
-
-
-@pytest.mark.point("P61", "P63", "PCI03")
-def test_intx_signals_once_and_again_at_each_unmask_while_the_line_is_up(
-    device: Interrupting, client: Client
-) -> None:
-    assign(device, INTX, 0, [client.give()])
-    device.intx.assert_()
-    device.intx.assert_()
-    assert client.count() == 1
-    device.intx.deassert()
-    device.intx.assert_()
-    assert client.count() == 0  # masked since it was signalled
-    device.set_irqs(INTX, UNMASK, NONE, 0, 1)
-    assert client.count() == 1
-    device.set_irqs(INTX, UNMASK, BOOL, 0, 1, bools=b"\1")
-    assert client.count() == 1
-    device.intx.deassert()
-    device.set_irqs(INTX, UNMASK, NONE, 0, 1)
-    assert client.count() == 0
-    device.intx.assert_()
-    assert client.count() == 1
-    assert device.intx.fired == 3
-
-
-@pytest.mark.point("P61")
-def test_intx_may_be_masked_and_unmasked_with_nothing_assigned(device: Interrupting, client: Client) -> None:
-    device.set_irqs(INTX, UNMASK, NONE, 0, 1)
-    device.set_irqs(INTX, MASK, NONE, 0, 1)
-    device.intx.assert_()
-    device.set_irqs(INTX, UNMASK, NONE, 0, 1)
-    assign(device, INTX, 0, [client.give()])
-    assert client.count() == 1  # the line was up already
-
-
-@pytest.mark.point("P61")
-def test_a_masked_intx_writes_no_eventfd(device: Interrupting, client: Client) -> None:
-    assign(device, INTX, 0, [client.give()])
-    device.set_irqs(INTX, MASK, NONE, 0, 1)
-    device.intx.assert_()
-    assert client.count() == 0
-
-
-@pytest.mark.point("P62", "PCI03")
-def test_the_client_unmasks_intx_by_a_descriptor(device: Interrupting, client: Client) -> None:
-    loop = Loop()
-    device.attach(loop)
-    assign(device, INTX, 0, [client.give()])
-    device.set_irqs(INTX, UNMASK, EVENTFD, 0, 1, fds=[client.give()])
-    device.intx.assert_()
-    assert client.count(0) == 1
-    for _ in range(2):
-        os.eventfd_write(client.fds[1], 1)
-        loop.run_once(timeout=1)
-        assert client.counts() == [1, 0]
-    device.intx.deassert()
-    os.eventfd_write(client.fds[1], 1)
-    loop.run_once(timeout=1)
-    assert client.counts() == [0, 0]
-    device.set_irqs(INTX, TRIGGER, NONE, 0, 0)
-    os.eventfd_write(client.fds[1], 1)
-    assert not loop.run_once(timeout=0)
-    loop.close()
-
-
-@pytest.mark.point("P62")
-def test_an_unmask_descriptor_given_before_there_is_a_loop_works_later(
-    device: Interrupting, client: Client
-) -> None:
-    assign(device, INTX, 0, [client.give()])
-    device.set_irqs(INTX, UNMASK, EVENTFD, 0, 1, fds=[client.give(flags=0)])
-    device.intx.assert_()
-    loop = Loop()
-    device.attach(loop)
-    os.eventfd_write(client.fds[1], 5)
-    loop.run_once(timeout=1)
-    assert client.count(0) == 2
-    device.disconnected()
-    loop.close()
-
-
-@pytest.mark.point("P62")
-def test_a_second_unmask_descriptor_replaces_the_first_and_none_removes_it(
-    device: Interrupting, client: Client
-) -> None:
-    given = [client.give(), client.give()]
-    for fd in given:
-        device.set_irqs(INTX, UNMASK, EVENTFD, 0, 1, fds=[fd])
-    with pytest.raises(OSError, match="Bad file"):
-        os.fstat(given[0])
-    device.set_irqs(INTX, UNMASK, EVENTFD, 0, 1)
-    with pytest.raises(OSError, match="Bad file"):
-        os.fstat(given[1])
-
-
-def test_intx_shows_in_status_and_obeys_intx_disable(device: Interrupting, client: Client) -> None:
-    assign(device, INTX, 0, [client.give()])
-    device.region_write(CONFIG, COMMAND, b"\0\4")
-    device.intx.assert_()
-    assert device.region_read(CONFIG, STATUS, 1)[0] & 8
-    assert client.count() == 0
-    device.region_write(CONFIG, COMMAND, b"\0\0")
-    assert client.count() == 1
-    device.intx.deassert()
-    assert not device.region_read(CONFIG, STATUS, 1)[0] & 8
 
 
 @pytest.mark.point("P65")
