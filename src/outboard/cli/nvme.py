@@ -43,6 +43,7 @@ def nvme(
         The controller's serial number, at most 20 characters of ASCII.
     vectors
         How many MSI-X vectors the controller has: the most a guest can spread its queues over.
+        Give 0 if it is to be unplugged: QEMU up to 11.1 crashes when a device with MSI-X is.
     """
     device = controller(namespace, serial=serial, vectors=vectors)
     title = f"serving an NVMe controller ({', '.join(namespace)})"

@@ -195,7 +195,7 @@ def test_the_number_of_vectors_and_queues_is_the_authors_choice(make_bench: Make
 def test_a_controller_without_msi_x_has_one_vector(make_bench: MakeBench) -> None:
     bench: Bench = make_bench(vectors=0)
     driver = bench.driver.enable()
-    assert bench.device.interrupts == [1, 1, 0, 1, 1]
+    assert bench.device.interrupts == (1, 1, 0, 1, 1)
     assert ended(driver.set_feature(FeatureId.INTERRUPT_VECTOR_CONFIGURATION, 0)) == Status.SUCCESS
     assert ended(driver.set_feature(FeatureId.INTERRUPT_VECTOR_CONFIGURATION, 1)) == Status.INVALID_FIELD
 

@@ -50,9 +50,11 @@ class Nvme(Device):
 
     ``serial`` (20 characters at most, printable ASCII) is what hosts tell controllers and namespaces
     apart by: keep it, and they are recognised after a restart. ``model`` has 40 characters at most.
-    ``vectors`` is the number of MSI-X vectors (1 to 256), ``io_queues`` that of I/O queue pairs,
-    ``queue_entries`` the largest I/O queue (2 to 65536), ``mdts`` the largest transfer as a power of two
-    of 4 KiB pages. Other arguments replace declared fields, as for every `Device`.
+    ``vectors`` is the number of MSI-X vectors (0 to 256). With 0 the controller has MSI and INTx only and
+    can be unplugged: QEMU up to 11.1 ends itself when a vfio-user device with MSI-X is. ``io_queues`` is
+    the number of I/O queue pairs, ``queue_entries`` the largest I/O queue (2 to 65536), ``mdts`` the
+    largest transfer as a power of two of 4 KiB pages. Other arguments replace declared fields, as for
+    every `Device`.
 
     Raises `DefinitionError`.
 
@@ -118,11 +120,12 @@ class Nvme(Device):
     ) -> None:
         _check_text("serial", serial, 20)
         _check_text("model", model, 40)
-        _check_number("vectors", vectors, 1, MAX_VECTORS)
+        _check_number("vectors", vectors, 0, MAX_VECTORS)
         _check_number("io_queues", io_queues, 1, self._most_queues())
         _check_number("queue_entries", queue_entries, 2, 1 << 16)
         _check_number("mdts", mdts, 1, 16)
-        replacements.setdefault("msix", MsiX(vectors, table=(0, 0x2000), pba=(0, 0x3000)))
+        msix = MsiX(vectors, table=(0, 0x2000), pba=(0, 0x3000)) if vectors else None
+        replacements.setdefault("msix", msix)
         replacements.setdefault("cap", _capabilities(queue_entries))
         super().__init__(**replacements)
         self.namespaces = {
@@ -131,9 +134,11 @@ class Nvme(Device):
         }
         vendor = self.vendor_id
         subsystem = vendor if self.subsystem_vendor_id is None else self.subsystem_vendor_id
+        # MSI, and then INTx, are one vector.
+        usable = len(self.msix) if self.msix is not None else 1
         self.state = State(
             Identity(serial, model, FIRMWARE, vendor, subsystem),
-            Limits(io_queues=io_queues, vectors=len(self.msix), queue_entries=queue_entries, mdts=mdts),
+            Limits(io_queues=io_queues, vectors=usable, queue_entries=queue_entries, mdts=mdts),
             self.namespaces,
             Bus(self.dma),
         )
@@ -177,7 +182,7 @@ class Nvme(Device):
     def unmask_interrupts(self, bits: int) -> None:
         """Let INTx and MSI of these vectors through again; what was missed is made up for."""
         self.intms &= ~bits
-        if bits & 1 and self.msi.enabled and not self.msix.enabled and self.controller.unconsumed:
+        if bits & 1 and self.msi.enabled and not self._msix_enabled and self.controller.unconsumed:
             self.msi[0].trigger()
         self._update_line()
 
@@ -325,9 +330,13 @@ class Nvme(Device):
             self._retry.cancel()
             self._retry = None
 
+    @property
+    def _msix_enabled(self) -> bool:
+        return self.msix is not None and self.msix.enabled
+
     def _interrupt(self, cq: CompletionQueue) -> None:
         """Completions were posted in ``cq``."""
-        if self.msix.enabled:
+        if self._msix_enabled:
             if cq.interrupts:
                 self.msix[cq.vector].trigger()
         elif self.msi.enabled:
@@ -338,7 +347,7 @@ class Nvme(Device):
 
     def _update_line(self) -> None:
         """INTx is a level: up while the host has completions to consume and has not masked it."""
-        messages = self.msix.enabled or self.msi.enabled
+        messages = self._msix_enabled or self.msi.enabled
         if self.controller.unconsumed and not messages and not self.intms & 1:
             self.intx.assert_()  # noqa: PT009
         else:
