@@ -15,13 +15,15 @@ extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.apidoc",
+    "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "commands",
     "points_table",
 ]
 exclude_patterns = ["_build"]
 default_role = "py:obj"
-nitpicky = False
+# Two rooms may have a class of the same name; a link then goes to one of them.
+suppress_warnings = ["ref.python"]
 
 apidoc_modules = [
     {
@@ -30,9 +32,10 @@ apidoc_modules = [
         "exclude_patterns": ["../src/outboard/cli/*"],
         "separate_modules": True,
         "module_first": True,
-        "automodule_options": {"members", "show-inheritance"},
+        "automodule_options": {"members", "show-inheritance", "ignore-module-all"},
     }
 ]
+napoleon_use_ivar = True
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_class_signature = "separated"

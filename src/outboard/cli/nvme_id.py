@@ -4,33 +4,20 @@ The names and places of the fields are the controller's own table (`outboard.dev
 """
 
 from collections.abc import Iterator, Mapping
+from uuid import UUID
 
 from outboard.devices.nvme.layouts import IDENTIFY_CONTROLLER, IDENTIFY_NAMESPACE
 
 Fields = dict[str, int | str | list[dict[str, int | bool]]]
 
 TEXT = ("sn", "mn", "fr", "subnqn")
-BYTES = ("fguid", "nguid", "eui64")
 NUMBERS_IN_BYTES = ("ieee",)
-HEXADECIMAL = {
-    *(
-        "vid",
-        "ssvid",
-        "ver",
-        "rtd3r",
-        "rtd3e",
-        "oaes",
-        "ctratt",
-        "rrls",
-        "oacs",
-        "frmw",
-        "lpa",
-        "avscc",
-        "apsta",
-    ),
-    *("hctma", "sanicap", "anacap", "sqes", "cqes", "oncs", "fuses", "fna", "vwc", "icsvscc", "nwpc", "sgls"),
-    *("nsze", "ncap", "nuse", "nsfeat", "flbas", "mc", "dpc", "dps", "nmic", "rescap", "fpi", "dlfeat"),
-}
+UUIDS = ("fguid",)
+HEXADECIMAL = set(
+    "vid ssvid cntlid ver rtd3r rtd3e oaes ctratt rrls oacs frmw lpa avscc apsta hctma sanicap anacap "
+    "sqes cqes oncs fuses fna vwc icsvscc nwpc sgls "
+    "nsze ncap nuse nsfeat flbas mc dpc dps nmic rescap fpi".split()
+)
 FORMATS, FORMAT_TABLE = 16, 128
 """How many block formats a namespace can list, and where they begin."""
 
@@ -69,6 +56,8 @@ def readable(values: Mapping[str, int | bytes]) -> Fields:
             fields[name] = value.rstrip(b" \0").decode("ascii", "backslashreplace")
         elif name in NUMBERS_IN_BYTES:
             fields[name] = value[::-1].hex()
+        elif name in UUIDS:
+            fields[name] = str(UUID(bytes=value))
         else:
             fields[name] = value.hex()
     return fields

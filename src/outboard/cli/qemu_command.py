@@ -7,6 +7,7 @@ Written after QEMU's manual page (``-machine``, ``-m``, ``-object``, ``-device``
 import json
 import shlex
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 from outboard.errors import SetupError, StorageError
 from outboard.storage import parse_size
@@ -101,7 +102,7 @@ def machine_type(user: Sequence[str]) -> str:
 
 def machine_options(user: Sequence[str]) -> list[dict[str, str]]:
     """The options of every ``-machine`` and ``-M``."""
-    return [options for name in ("-machine", "-M") for options in options_of(user, name, implied="type")]
+    return list(options_of(user, "-machine", "-M", implied="type"))
 
 
 def memory_backends(user: Sequence[str]) -> list[dict[str, str]]:
@@ -120,16 +121,16 @@ def is_shared(backend: dict[str, str]) -> bool:
     return backend.get("share", default).lower() in ("on", "true", "yes")
 
 
-def options_of(user: Sequence[str], name: str, implied: str = "") -> Iterator[dict[str, str]]:
-    """The ``key=value`` options of each use of an argument; its first word may lack the ``implied`` key.
+def options_of(user: Sequence[str], *names: str, implied: str = "") -> Iterator[dict[str, str]]:
+    """The ``key=value`` options of each use of some arguments, in order.
 
-    Both ``-name`` and ``--name`` count, and JSON where QEMU takes that.
+    The first word may lack the ``implied`` key. Two dashes count like one, and JSON is read too.
     """
-    for argument, value in zip(user, [*user[1:], ""], strict=True):
-        if argument not in (name, "-" + name):
+    for argument, value in pairwise(user):
+        if argument not in names and argument.removeprefix("-") not in names:
             continue
         if value.startswith("{"):
-            yield {key: json.dumps(item).strip('"') for key, item in json_object(name, value).items()}
+            yield {key: json.dumps(item).strip('"') for key, item in json_object(argument, value).items()}
             continue
         options = {}
         # A doubled comma is QEMU's way to write one inside a value.

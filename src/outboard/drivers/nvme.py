@@ -18,6 +18,9 @@ from outboard.errors import PeerTimeout, RemoteError
 CLASS_CODE = 0x010802
 """Mass storage, non-volatile memory, NVM Express."""
 
+COMMAND_REGISTER = 0x04
+"""In configuration space: where bus mastering is switched."""
+
 CAP, CC, CSTS, AQA, ASQ, ACQ, DOORBELLS = 0x00, 0x14, 0x1C, 0x24, 0x28, 0x30, 0x1000
 CC_ENABLE = 1 | 6 << 16 | 4 << 20
 """EN, with submission entries of 2**6 and completion entries of 2**4 bytes."""
@@ -66,6 +69,8 @@ class NvmeDriver:
         self._admin = self._queue_pair(0, ADMIN_QUEUES)
         self._io: _QueuePair | None = None
         self._block_sizes: dict[int, int] = {}
+        self._client = client
+        self._command = client.config.read16(COMMAND_REGISTER)
         client.bus_master(True)
         self._enable()
 
@@ -109,9 +114,10 @@ class NvmeDriver:
         self._io_queues().run("Flush", FLUSH, nsid=nsid)
 
     def close(self) -> None:
-        """Disable the controller and take the memory back."""
+        """Disable the controller, restore what was changed and take the memory back."""
         self._registers.write32(CC, 0)
         self._wait_ready(False)
+        self._client.config.write16(COMMAND_REGISTER, self._command)
         self._ram.unmap()
 
     def __enter__(self) -> Self:

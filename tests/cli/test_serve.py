@@ -1,0 +1,88 @@
+"""`outboard serve` and `outboard nvme`, as back-end programs."""
+
+import json
+import shlex
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from outboard.client import Client
+from tests.cli.conftest import EDU, PROGRAM, Outboard, Serving
+
+
+def test_a_device_of_a_file_is_served(serving: Serving, tmp_path: Path) -> None:
+    path = tmp_path / "edu.sock"
+    serving(path, "serve", f"{EDU}:Edu")
+    with Client(path) as client:
+        client.bar(0).write32(0x04, 1)
+        assert client.bar(0).read32(0x04) == 0xFFFF_FFFE
+
+
+@pytest.mark.point("P119")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_cleanly(serving: Serving, tmp_path: Path, number: signal.Signals) -> None:
+    path = tmp_path / "edu.sock"
+    process = serving(path, "serve", EDU)
+    with Client(path):
+        process.send_signal(number)
+        assert process.wait(5) == 0
+    assert not path.exists()
+
+
+@pytest.mark.point("P2")
+def test_an_inherited_listening_descriptor_is_served(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "given.sock"))
+        listener.listen()
+        command = [str(PROGRAM), "serve", str(EDU), "--fd", str(listener.fileno())]
+        with subprocess.Popen(command, pass_fds=[listener.fileno()], stdout=subprocess.PIPE) as process:
+            with Client(tmp_path / "given.sock", timeout=20) as client:
+                assert client.config.read32(0) == 0x11E8_1234
+            process.terminate()
+            assert process.wait(5) == 0
+
+
+@pytest.mark.point("P3")
+def test_a_live_servers_socket_is_refused(serving: Serving, outboard: Outboard, tmp_path: Path) -> None:
+    path = tmp_path / "edu.sock"
+    serving(path, "serve", EDU)
+    refused = outboard("serve", EDU, "--socket-path", path)
+    assert refused.returncode == 1
+    assert "another server listens" in refused.stderr
+    with Client(path) as client:
+        assert client.config.read16(0) == 0x1234
+
+
+def test_the_printed_arguments_name_the_socket(serving: Serving, tmp_path: Path) -> None:
+    path = tmp_path / "disk.sock"
+    process = serving(path, "nvme", "--namespace", "ram:16M")
+    process.terminate()
+    assert process.stdout is not None
+    words = shlex.split(process.stdout.read().partition("\n")[2])
+    device = json.loads(words[-1])
+    assert device["driver"] == "vfio-user-pci"
+    assert device["socket"] == {"type": "unix", "path": str(path)}
+    assert f"pcie-root-port,id={device['bus']}" in words
+
+
+def test_neither_socket_nor_descriptor_is_refused(outboard: Outboard) -> None:
+    refused = outboard("serve", EDU)
+    assert refused.returncode == 1
+    assert "--socket" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("backend", "sentence"),
+    [
+        ("ram:many", "'many' is not a size"),
+        ("ram:1M,block_size=1000", "block size of 1000"),
+        ("nbdx:disk", "no storage of kind 'nbdx'"),
+    ],
+)
+def test_a_back_end_that_cannot_be_is_refused(outboard: Outboard, backend: str, sentence: str) -> None:
+    refused = outboard("nvme", "--namespace", backend, "--socket", "unused.sock")
+    assert refused.returncode == 1
+    assert sentence in refused.stderr
