@@ -37,8 +37,10 @@ SEND_FLAGS = int(socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
 RECEIVE_FLAGS = int(socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
 TRUNCATED = int(socket.MSG_CTRUNC)
 NO_DESCRIPTORS: tuple[int, ...] = ()
+PATIENT_BACKLOG = 1 << 20
+"""Bytes of answers that wait for a client while we go on reading: it may send long before it listens."""
 MAX_BACKLOG = 64 << 20
-"""Bytes of answers that may wait for a client: one message may ask for thousands of large ones."""
+"""Bytes of answers for which a client is dropped: what it sends at once may ask for gigabytes."""
 
 
 class Server:
@@ -192,8 +194,8 @@ class Server:
         if self._backlog > MAX_BACKLOG and self._session is not None:
             log.warning("the client takes none of %d bytes of answers it asked for", self._backlog)
             self._session.closed = True
-        # Nothing more is read from a client that does not take our answers.
-        self.loop.watch(self._connection.fileno(), None, self._flush)
+        reading = self._receive if self._backlog < PATIENT_BACKLOG else None
+        self.loop.watch(self._connection.fileno(), reading, self._flush)
 
     @staticmethod
     def _try_send(connection: socket.socket, data: bytes | memoryview, fds: Sequence[int]) -> int:
