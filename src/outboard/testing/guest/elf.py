@@ -33,7 +33,7 @@ def needs(image: bytes) -> Needs | None:
         return None
     try:
         return _read(image)
-    except (struct.error, ValueError):
+    except (struct.error, ValueError, OverflowError):
         return Needs()
 
 

@@ -362,8 +362,15 @@ class Guest:
                 if line.closed:
                     raise GuestError(f"the guest ended; it did not {what}\n{self._last_words()}")
                 if not self._changed.wait(deadline - time.monotonic()) and time.monotonic() >= deadline:
-                    raise GuestError(f"the guest did not {what} within {timeout:g} s\n{self._last_words()}")
+                    failure = f"the guest did not {what} within {timeout:g} s; {self._state()}"
+                    raise GuestError(f"{failure}\n{self._last_words()}")
         return found
+
+    def _state(self) -> str:
+        try:
+            return f"QEMU says it is {self._qmp.execute('query-status', timeout=2)['status']}"
+        except GuestError:
+            return "QEMU does not answer either: it may be waiting for the server of a device"
 
     def _last_words(self) -> str:
         """What QEMU and the console said last."""

@@ -1,8 +1,10 @@
 """QEMU's machine protocol, QMP: one JSON object a line, answers and events mixed (qmp-spec)."""
 
+import itertools
 import json
 import socket
 import time
+from collections.abc import Callable
 from typing import Any
 
 from outboard.errors import GuestError
@@ -41,6 +43,7 @@ class Qmp:
         self._reader = LineReader()
         self._waiting: list[Message] = []
         self._events: list[Message] = []
+        self._requests = itertools.count(1)
         self._receive(lambda message: "QMP" in message, timeout, "its greeting")
         self.execute("qmp_capabilities")
 
@@ -50,12 +53,12 @@ class Qmp:
         Raises:
             GuestError: QEMU refuses it, gives no answer within ``timeout`` seconds, or is gone.
         """
-        request = json.dumps({"execute": command, "arguments": arguments}).encode()
+        request = {"execute": command, "arguments": arguments, "id": next(self._requests)}
         try:
-            self._connection.sendall(request + b"\n")
+            self._connection.sendall(json.dumps(request).encode() + b"\n")
         except OSError as error:
             raise GuestError(f"QEMU is gone, and {command} cannot be sent to it ({error})") from None
-        answer = self._receive(lambda message: "return" in message or "error" in message, timeout, command)
+        answer = self._receive(lambda message: message.get("id") == request["id"], timeout, command)
         if "error" in answer:
             raise GuestError(f"QEMU refuses {command} with {arguments}: {answer['error'].get('desc')}")
         return answer["return"]
@@ -81,7 +84,7 @@ class Qmp:
         found: Message = event.get("data", {})
         return found
 
-    def _receive(self, wanted: Any, timeout: float, what: str) -> Message:
+    def _receive(self, wanted: Callable[[Message], bool], timeout: float, what: str) -> Message:
         deadline = time.monotonic() + timeout
         while True:
             while self._waiting:
