@@ -324,6 +324,30 @@ def test_queue_memory_is_retried_by_itself(bench: Bench, driver: Driver) -> None
     assert ended(driver.admin.wait(cid)) == Status.SUCCESS
 
 
+def test_queues_go_on_when_bus_mastering_is_switched_on(bench: Bench, driver: Driver) -> None:
+    bench.bus_master(False)
+    cid = driver.admin.submit(Command(AdminOpcode.KEEP_ALIVE))
+    driver.admin.ring()
+    bench.settle()
+    assert driver.admin.poll() == []
+    bench.bus_master(True)
+    bench.settle()
+    assert [c.cid for c in driver.admin.poll()] == [cid]
+
+
+def test_a_queue_out_of_reach_holds_up_no_other(bench: Bench, driver: Driver) -> None:
+    lost = QueuePair(driver, 1, 16)
+    command = driver.create_sq(lost)
+    command.prp1 = NOWHERE
+    driver.admin.execute(driver.create_cq(lost))
+    driver.admin.execute(command)
+    good = driver.create_queue_pair(2)
+    driver.bar.write32(0x1008, 5)
+    for _ in range(3):
+        assert ended(good.execute(FLUSH)) == Status.SUCCESS
+        assert ended(driver.admin.execute(Command(AdminOpcode.KEEP_ALIVE))) == Status.SUCCESS
+
+
 def test_a_completion_that_could_not_be_written_is_written_later(bench: Bench, driver: Driver) -> None:
     pair = QueuePair(driver, 1, 16)
     command = driver.create_cq(pair)

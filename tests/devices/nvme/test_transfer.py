@@ -13,7 +13,7 @@ from outboard.devices.nvme.status import Status
 from outboard.errors import DmaError, RemoteError
 from tests.devices.nvme.bench import RAM_ADDRESS, RAM_SIZE, Bench
 from tests.devices.nvme.conftest import MakeBench
-from tests.devices.nvme.driver import Driver, QueuePair, do_not_retry, ended
+from tests.devices.nvme.driver import CC, CC_ENABLE, READY, Driver, QueuePair, do_not_retry, ended
 
 FOUR_GIB = 1 << 32
 NOWHERE = 0x9_0000_0000
@@ -271,6 +271,19 @@ def test_a_controller_that_is_reset_and_enabled_while_a_message_is_awaited_start
     bench.settle()
     assert pair.poll(acknowledge=False) == []
     assert [c.cid for c in driver.admin.poll()] == [77]
+
+
+@pytest.mark.point("R14")
+def test_a_shutdown_while_a_message_is_awaited_ends_the_batch(
+    bench: Bench, messages: Messages, pair: QueuePair
+) -> None:
+    messages.meanwhile = lambda: bench.bar.write32(CC, CC_ENABLE | 1 << 14)
+    for cid in range(3):
+        pair.submit(Command(IoOpcode.READ, nsid=1, prp1=messages.base, cdw12=7), cid=cid)
+    pair.ring()
+    bench.settle()
+    assert pair.driver.status == READY | 2 << 2
+    assert [c.cid for c in pair.poll()] == [0], "what was under way is finished, nothing else is begun"
 
 
 def test_commands_that_come_while_a_message_is_awaited_are_taken_afterwards(

@@ -171,8 +171,6 @@ class Controller:
             field = self._fail(sq, command, failure)
         except Abandoned:
             raise
-        except DmaError as error:
-            field = self._fail(sq, command, CommandFailed(Status.DATA_TRANSFER_ERROR, str(error)))
         except Exception as error:
             log.exception("opcode %#x of queue %d failed", command.opcode, sq.id)
             field = self._fail(sq, command, CommandFailed(Status.INTERNAL_ERROR, repr(error)))

@@ -244,7 +244,7 @@ class Nvme(Device):
         self.shutdown_status = ShutdownStatus.NORMAL
         problem = self._misconfiguration()
         if problem:
-            log.warning("the host enables a controller that cannot be: %s", problem)
+            log.info("the host enables a controller that cannot be: %s", problem)
             self.fatal = True
             return
         self.controller.enable(self.asq, self.asq_size + 1, self.acq, self.acq_size + 1)
@@ -313,7 +313,7 @@ class Nvme(Device):
         if self._stalled_since is None:
             self._stalled_since = now
         if now - self._stalled_since >= STALL_PATIENCE:
-            log.warning("a queue was out of reach for %s s: the controller has failed", STALL_PATIENCE)
+            log.info("a queue was out of reach for %s s: the controller has failed", STALL_PATIENCE)
             self._forget_stall()
             self.controller.stop()
             self.fatal = True
