@@ -38,9 +38,11 @@ def test_a_machine_without_a_device_is_refused(outboard: Outboard) -> None:
 @pytest.mark.parametrize("machine", ["q35", "pc"])
 def test_linux_finds_the_devices_of_one_command(outboard: Outboard, machine: str) -> None:
     arguments = ["-machine", machine, "-m", "512M", *linux()]
-    shown = outboard("qemu", "--nvme", "ram:16M", "--device", f"{EDU}:Edu", "--", *arguments)
+    disks = ["--nvme", "ram:16M", "--nvme", "null:1G,block_size=4096"]
+    shown = outboard("qemu", *disks, "--device", f"{EDU}:Edu", "--", *arguments)
     assert shown.returncode == 0, shown.stderr
-    assert "nvme nvme0: pci function" in shown.stdout
+    assert "nvme nvme1: pci function" in shown.stdout
+    assert "Duplicate cntlid" not in shown.stdout
     assert "[1234:11e8]" in shown.stdout
 
 

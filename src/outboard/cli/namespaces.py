@@ -1,7 +1,9 @@
 """NVMe controllers named on the command line: ``ram:256M,block_size=4096``."""
 
+import hashlib
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from outboard.devices.nvme import Namespace, Nvme
@@ -22,6 +24,15 @@ def controller(backends: Sequence[str], *, serial: str | None = None, vectors: i
     if vectors is not None:
         options["vectors"] = vectors
     return Nvme(*map(namespace, backends), **options)
+
+
+def serial_of(socket: Path) -> str:
+    """A serial number that belongs to a socket: the same after a restart, another for another socket.
+
+    >>> serial_of(Path("/run/disk.sock"))
+    'OB2F3765DDCD12'
+    """
+    return "OB" + hashlib.sha256(str(socket.resolve()).encode()).hexdigest()[:12].upper()
 
 
 def namespace(backend: str) -> Namespace:

@@ -6,7 +6,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from outboard.cli.foreground import serve_in_foreground
-from outboard.cli.namespaces import controller
+from outboard.cli.namespaces import controller, serial_of
 
 
 def nvme(
@@ -40,11 +40,15 @@ def nvme(
     fd
         Listen on this inherited descriptor instead; a connected one serves that one client.
     serial
-        The controller's serial number, at most 20 characters of ASCII.
+        The controller's serial number, at most 20 characters of ASCII; two in one machine need different
+        ones. Without it the number follows from the socket's path.
     vectors
-        How many MSI-X vectors the controller has: the most a guest can spread its queues over.
+        How many MSI-X vectors the controller has: the most a guest can spread its queues over. With 0
+        it has MSI and INTx: QEMU up to 11.1 ends itself when a vfio-user device with MSI-X is unplugged.
         Give 0 if it is to be unplugged: QEMU up to 11.1 crashes when a device with MSI-X is.
     """
+    if serial is None and socket is not None:
+        serial = serial_of(socket)
     device = controller(namespace, serial=serial, vectors=vectors)
     title = f"serving an NVMe controller ({', '.join(namespace)})"
     serve_in_foreground(device, socket, fd, title=title, bootable=True)

@@ -50,7 +50,10 @@ def qemu(
     dry_run
         Print the command instead of running it; with the sockets' places for the devices.
     """
-    devices: list[DeviceContract] = [controller([backend]) for backend in nvme or ()]
+    # Controllers of one serial number are one subsystem to Linux, which then refuses the second.
+    devices: list[DeviceContract] = [
+        controller([backend], serial=f"OUTBOARD{number:04}") for number, backend in enumerate(nvme or (), 1)
+    ]
     devices += [load_device(target) for target in device or ()]
     if not devices:
         raise SetupError("there is no device to put into QEMU: give --nvme BACKEND or --device FILE.py:Class")
