@@ -75,7 +75,11 @@ def test_the_loop_can_be_waited_for_in_another_event_loop(loop: Loop) -> None:
     seen: list[str] = []
     reader, writer = os.pipe()
     loop.watch(reader, lambda: seen.append(os.read(reader, 10).decode()))
-    outer.watch(loop.fileno(), lambda: loop.run_once(0) and None)
+
+    def run_inner() -> None:
+        loop.run_once(0)
+
+    outer.watch(loop.fileno(), run_inner)
     os.write(writer, b"nested")
     outer.run_once(1)
     assert seen == ["nested"]
