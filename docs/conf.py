@@ -32,14 +32,14 @@ apidoc_modules = [
         "exclude_patterns": ["../src/outboard/cli/*"],
         "separate_modules": True,
         "module_first": True,
-        "automodule_options": {"members", "show-inheritance", "ignore-module-all"},
+        "automodule_options": {"members", "show-inheritance"},
     }
 ]
 napoleon_use_ivar = True
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_class_signature = "separated"
-autodoc_default_options = {"exclude-members": "__init__, __new__"}
+autodoc_default_options = {"exclude-members": "__init__, __new__", "ignore-module-all": True}
 python_maximum_signature_line_length = 100
 
 myst_enable_extensions = ["colon_fence", "deflist"]
