@@ -357,7 +357,7 @@ class Guest:
         with self._changed:
             while (found := line.find(wanted, searched)) < 0:
                 searched = max(start, line.position - len(wanted) + 1)
-                if self._console.find(_PANIC, self._boot_mark) >= 0:
+                if self._panicked():
                     raise GuestError(f"the guest panicked; it did not {what}\n{self._last_words()}")
                 if line.closed:
                     raise GuestError(f"the guest ended; it did not {what}\n{self._last_words()}")
@@ -365,6 +365,10 @@ class Guest:
                     failure = f"the guest did not {what} within {timeout:g} s; {self._state()}"
                     raise GuestError(f"{failure}\n{self._last_words()}")
         return found
+
+    def _panicked(self) -> bool:
+        said = self._console.find(_PANIC, self._boot_mark)
+        return said >= 0 and self._console.find(b"\n", said) >= 0
 
     def _state(self) -> str:
         try:
