@@ -81,10 +81,12 @@ class MappedRegion(Accessor):
 
     def __init__(self, fds: Sequence[int], base: int, areas: Sequence[tuple[int, int]]) -> None:
         self.areas = tuple(areas)
+        self.closed = False
         self._maps: list[tuple[int, int, mmap.mmap]] = []
         for number, (offset, size) in enumerate(self.areas):
             fd = fds[number] if len(fds) == len(self.areas) else fds[0]
-            self._maps.append((offset, offset + size, mmap.mmap(fd, size, offset=base + offset)))
+            if size:  # mmap would take 0 for the whole file
+                self._maps.append((offset, offset + size, mmap.mmap(fd, size, offset=base + offset)))
 
     def read(self, offset: int, size: int) -> bytes:
         """The `size` bytes at `offset`; raises IndexError outside the mapped areas."""
@@ -97,7 +99,8 @@ class MappedRegion(Accessor):
         memory[offset - start : offset - start + len(data)] = data
 
     def close(self) -> None:
-        """Unmaps the areas."""
+        """Unmaps the areas. Harmless to repeat."""
+        self.closed = True
         for _, _, memory in self._maps:
             memory.close()
         self._maps.clear()

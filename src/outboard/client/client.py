@@ -41,6 +41,9 @@ COMMAND, STATUS, CAPABILITY_POINTER = 0x04, 0x06, 0x34
 BUS_MASTER = 1 << 2
 CAPABILITY_LIST = 1 << 4
 STANDARD_HEADER = 0x40
+MSI_VECTORS = 0x70
+MAX_REGIONS, MAX_IRQS, MAX_VECTORS = 100, 50, 2048
+"""More a server is not believed: the first two as in QEMU, the third as in PCI."""
 
 M = TypeVar("M", bound=Message)
 
@@ -78,6 +81,10 @@ class Client:
         """The first messages: VERSION and DEVICE_GET_INFO."""
         self._link.negotiate()
         self.info = self._ask(DeviceInfo(argsz=16, flags=0, num_regions=0, num_irqs=0), DeviceInfo)
+        if self.info.num_regions > MAX_REGIONS or self.info.num_irqs > MAX_IRQS:
+            raise RemoteProtocolError(
+                f"the server has {self.info.num_regions} regions and {self.info.num_irqs} interrupt indexes"
+            )
 
     @property
     def capabilities(self) -> Capabilities:
@@ -102,11 +109,15 @@ class Client:
         argsz = 32
         while True:
             request = RegionInfo(argsz=argsz, flags=0, index=index, cap_offset=0, size=0, offset=0)
-            body, fds = self._link.command(request)
+            body, fds = self._link.exchange(request)
             info = _expect(body, RegionInfo, fds)
             if info.argsz <= argsz:
                 return info, fds
             _close_all(fds)
+            if argsz > RegionInfo.LAYOUT.size:
+                raise RemoteProtocolError(
+                    f"region {index} was to be described in {argsz} bytes, now it needs {info.argsz}"
+                )
             argsz = info.argsz
 
     def region(self, index: int) -> RegionAccess:
@@ -127,7 +138,7 @@ class Client:
 
     def map_bar(self, index: int) -> MappedRegion:
         """The parts of BAR `index` that the server lets us map. Raises IndexError if there are none."""
-        if index in self._mapped:
+        if index in self._mapped and not self._mapped[index].closed:
             return self._mapped[index]
         info, fds = self.region_info(index)
         try:
@@ -135,6 +146,10 @@ class Client:
                 raise IndexError(f"BAR {index} cannot be mapped: the device handles every access to it")
             areas = [(area.offset, area.size) for area in info.areas] or [(0, info.size)]
             mapped = MappedRegion(fds, info.offset, areas)
+        except (OSError, ValueError, OverflowError) as error:
+            raise RemoteProtocolError(
+                f"what the server says of BAR {index} cannot be mapped: {error}"
+            ) from error
         finally:
             _close_all(fds)
         self._mapped[index] = mapped
@@ -142,7 +157,10 @@ class Client:
 
     def irq_count(self, index: IrqIndex) -> int:
         """How many vectors the device has at `index`."""
-        return self._ask(IrqInfo(argsz=16, flags=0, index=index, count=0), IrqInfo).count
+        count = self._ask(IrqInfo(argsz=16, flags=0, index=index, count=0), IrqInfo).count
+        if count > MAX_VECTORS:
+            raise RemoteProtocolError(f"the server has {count} vectors of {IrqIndex(index).name}")
+        return count
 
     def memory(
         self,
@@ -191,7 +209,12 @@ class Client:
 
     def dma_unmap(self, address: int, size: int) -> None:
         """DMA_UNMAP: takes a range back; afterwards the device does not touch it."""
-        self._link.command(DmaUnmap(argsz=24, flags=0, address=address, size=size))
+        reply = self._link.command(DmaUnmap(argsz=24, flags=0, address=address, size=size))
+        if isinstance(reply, DmaUnmap) and (reply.address, reply.size) != (address, size):
+            raise RemoteProtocolError(
+                f"the server unmapped {reply.size:#x} bytes at {reply.address:#x},"
+                f" not {size:#x} at {address:#x}"
+            )
 
     def dma_unmap_all(self) -> None:
         """DMA_UNMAP of everything."""
@@ -222,7 +245,8 @@ class Client:
         """Receives `count` MSI vectors, and sets the enable bit."""
         interrupts = self._enable(IrqIndex.MSI, count)
         if (at := self.find_capability(0x05)) is not None:
-            self.config.write16(at + 2, self.config.read16(at + 2) | 1 | (count - 1).bit_length() << 4)
+            control = self.config.read16(at + 2) & ~MSI_VECTORS
+            self.config.write16(at + 2, control | 1 | (count - 1).bit_length() << 4)
         return interrupts
 
     def enable_msix(self, count: int | None = None) -> list[Interrupt]:
@@ -294,6 +318,8 @@ class Client:
         interrupts = [Interrupt(f"{index.name} vector {vector}", self._link.wait) for vector in range(count)]
         self._interrupts[index] = interrupts
         step = self.capabilities.max_msg_fds
+        if not step:
+            raise RemoteProtocolError("the server takes no descriptors: it has no way to signal interrupts")
         for start in range(0, count, step):
             fds = [interrupt.fd for interrupt in interrupts[start : start + step]]
             flags = SetIrqsFlag.DATA_EVENTFD | SetIrqsFlag.TRIGGER
@@ -301,7 +327,7 @@ class Client:
         return interrupts
 
     def _read(self, region: int, offset: int, size: int) -> bytes:
-        step = self.capabilities.max_data_xfer_size
+        step = self._link.transfer_limit
         parts = []
         for at in range(offset, offset + size, step):
             count = min(step, offset + size - at)
@@ -314,15 +340,13 @@ class Client:
         return b"".join(parts)
 
     def _write(self, region: int, offset: int, data: bytes) -> None:
-        step = self.capabilities.max_data_xfer_size
+        step = self._link.transfer_limit
         for at in range(0, len(data), step):
             piece = data[at : at + step]
             self._link.command(RegionWrite(offset + at, region, len(piece), piece))
 
     def _ask(self, body: Message, answer: type[M]) -> M:
-        reply, fds = self._link.command(body)
-        _close_all(fds)
-        return _expect(reply, answer, ())
+        return _expect(self._link.command(body), answer, ())
 
 
 def _expect(body: Message, kind: type[M], fds: Sequence[int]) -> M:

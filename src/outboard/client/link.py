@@ -7,7 +7,7 @@ reply; such commands are answered from the client's `AddressSpace`.
 import errno
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 
 from outboard.client.memory import AddressSpace
@@ -26,12 +26,17 @@ from outboard.protocol import (
 )
 from outboard.protocol.messages import DmaRead, DmaReadReply, DmaWrite, DmaWriteReply, Version
 
+AHEAD = 64
+"""Commands sent before their replies are read. With more, a server that writes its replies in blocking calls
+and a client that writes its commands so would wait for each other: a socket holds a few hundred messages."""
+
 
 class Link:
     """Commands to a server over `transport`; each waits for its reply up to `timeout` seconds.
 
-    After ConnectionLost, PeerTimeout or a RemoteProtocolError that leaves the stream out of step the link is
-    closed: every later command raises ConnectionLost.
+    ConnectionLost says that the server closed the connection, RemoteProtocolError that it did so inside a
+    message or sent what no server may, PeerTimeout that it was silent, or did not read. After each of them
+    the link is closed: every later command raises ConnectionLost.
     """
 
     def __init__(
@@ -50,6 +55,11 @@ class Link:
         self._replies: dict[int, Reply | ErrorReply] = {}
 
     @property
+    def transfer_limit(self) -> int:
+        """The most bytes of data a command may move."""
+        return self._connection.transfer_limit
+
+    @property
     def peer(self) -> Capabilities:
         """What the server said of itself in VERSION."""
         return self._connection.peer
@@ -57,29 +67,40 @@ class Link:
     def negotiate(self) -> Version:
         """Sends VERSION; the server's answer. To be called once, first."""
         message_id, data = self._connection.version_command()
-        reply = self._transact([(message_id, data, ())], "VERSION")[0]
+        [reply] = self._transact([(message_id, data, ())], "VERSION")
+        _close_all(reply.fds)
         if not isinstance(reply.body, Version):
             raise RemoteProtocolError(f"the server answered VERSION with {type(reply.body).__name__}")
         return reply.body
 
-    def command(self, body: Message, fds: Sequence[int] = ()) -> tuple[Message, tuple[int, ...]]:
-        """Sends `body`; the reply's body and descriptors (which are the caller's).
+    def command(self, body: Message, fds: Sequence[int] = ()) -> Message:
+        """Sends `body` with `fds`, which stay the caller's; the reply's body.
 
-        Raises RemoteError when the server answers with an error, PeerTimeout, ConnectionLost.
+        Raises RemoteError when the server answers with an error, PeerTimeout, ConnectionLost, and
+        RemoteProtocolError when it breaks the protocol.
         """
+        reply, descriptors = self.exchange(body, fds)
+        _close_all(descriptors)
+        return reply
+
+    def exchange(self, body: Message, fds: Sequence[int] = ()) -> tuple[Message, tuple[int, ...]]:
+        """As `command`, for replies that have descriptors: they are the caller's."""
         self._check_open()
         message_id, data = self._connection.command(body)
         [reply] = self._transact([(message_id, data, fds)], type(body).__name__)
         return reply.body, reply.fds
 
     def pipeline(self, commands: Sequence[tuple[Message, Sequence[int]]]) -> list[Message]:
-        """Sends all of `commands` (body, descriptors), then waits for the replies; their bodies.
+        """Sends `commands` (body, descriptors) ahead of their replies; the bodies of these.
 
         Raises as `command` does, for the first that the server refuses.
         """
         self._check_open()
-        messages = [(*self._connection.command(body), fds) for body, fds in commands]
-        replies = self._transact(messages, f"{len(commands)} pipelined commands")
+        replies: list[Reply] = []
+        for start in range(0, len(commands), AHEAD):
+            some = commands[start : start + AHEAD]
+            messages = [(*self._connection.command(body), fds) for body, fds in some]
+            replies += self._transact(messages, f"{len(some)} pipelined commands")
         for reply in replies:
             _close_all(reply.fds)
         return [reply.body for reply in replies]
@@ -88,12 +109,16 @@ class Link:
         """Sends `body` with No_reply: nothing comes back, not even an error."""
         self._check_open()
         _, data = self._connection.command(body, no_reply=True)
-        self._transport.send(data)
+        self._send(data)
 
     def serve_pending(self, timeout: float = 0.0) -> None:
         """Answers commands of the server that have arrived, waiting up to `timeout` seconds for the first."""
-        with suppress(PeerTimeout):
+        self._check_open()
+        try:
             self._receive(timeout)
+        except PeerTimeout:
+            if self._closed:
+                raise
 
     def wait(self, fd: int, timeout: float) -> None:
         """Waits until `fd` is readable, up to `timeout` seconds; or serves the server and returns."""
@@ -114,17 +139,17 @@ class Link:
     def _transact(self, messages: Sequence[tuple[int, bytes, Sequence[int]]], name: str) -> list[Reply]:
         """Sends messages (id, bytes, descriptors) and waits for the reply of each."""
         deadline = None if self.timeout is None else time.monotonic() + self.timeout
+        for _, data, fds in messages:
+            self._send(data, fds)
         try:
-            for _, data, fds in messages:
-                self._transport.send(data, fds)
             while any(message_id not in self._replies for message_id, _, _ in messages):
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
-                    raise PeerTimeout(f"the server has not answered {name} within {self.timeout:g} s")
+                    raise PeerTimeout("time is up")
                 self._receive(left)
-        except (ConnectionLost, PeerTimeout, RemoteProtocolError):
+        except PeerTimeout as error:
             self.close()
-            raise
+            raise PeerTimeout(f"the server has not answered {name} within {self.timeout:g} s") from error
         answers = [self._replies.pop(message_id) for message_id, _, _ in messages]
         replies = [answer for answer in answers if isinstance(answer, Reply)]
         for refusal in answers:
@@ -136,9 +161,21 @@ class Link:
         return replies
 
     def _receive(self, timeout: float | None) -> None:
-        data, fds = self._transport.receive(timeout)
-        for event in self._connection.feed(data, fds):
-            self._handle(event)
+        events: Iterator[Event] = iter(())
+        try:
+            events = iter(self._connection.feed(*self._transport.receive(timeout)))
+            for event in events:
+                self._handle(event)
+        except ConnectionLost:
+            self.close()
+            self._connection.eof()
+            raise
+        except RemoteProtocolError:
+            self.close()
+            raise
+        finally:
+            for event in events:
+                _close_all(event.fds)
 
     def _handle(self, event: Event) -> None:
         match event:
@@ -152,7 +189,8 @@ class Link:
                 self._send(self._connection.refuse(event, event.error.errno))
             case Fatal():
                 _close_all(event.fds)
-                self._send(event.answer)
+                with suppress(ConnectionLost, PeerTimeout):
+                    self._send(event.answer)
                 raise event.error
 
     def _answer(self, request: Request) -> None:
@@ -173,9 +211,14 @@ class Link:
             answer = self._connection.refuse(request, error.errno)
         self._send(answer)
 
-    def _send(self, data: bytes) -> None:
-        if data:
-            self._transport.send(data)
+    def _send(self, data: bytes, fds: Sequence[int] = ()) -> None:
+        if not data:
+            return
+        try:
+            self._transport.send(data, fds, self.timeout)
+        except (ConnectionLost, PeerTimeout):
+            self.close()
+            raise
 
     def _check_open(self) -> None:
         if self._closed:

@@ -75,7 +75,7 @@ class AddressSpace:
     def slice(self, address: int, size: int, *, write: bool) -> memoryview:
         """The bytes a DMA message names; raises DmaUnmapped and DmaForbidden."""
         for block in self.blocks.values():
-            if block.address <= address and address + size <= block.address + block.size:
+            if block.fd >= 0 and block.address <= address and address + size <= block.address + block.size:
                 if not (block.writable if write else block.readable):
                     raise DmaForbidden(
                         f"the device may not access {size:#x} bytes at {address:#x} in this direction"

@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 
-from outboard.client.client import COMMAND, CONFIG_REGION, Client
+from outboard.client.client import COMMAND, CONFIG_REGION, MAX_IRQS, MAX_REGIONS, Client
 from outboard.client.interrupts import Interrupt
 from outboard.client.memory import GuestRam
 from outboard.client.transport import SocketTransport, Transport
@@ -26,7 +26,7 @@ from outboard.protocol.messages import (
     RegionWrite,
     SetIrqsFlag,
 )
-from outboard.protocol.wire import HEADER, HEADER_SIZE
+from outboard.protocol.wire import HEADER, HEADER_SIZE, HeaderFlag
 
 OFFER = Capabilities(
     max_msg_fds=16,
@@ -36,7 +36,7 @@ OFFER = Capabilities(
     write_multiple=True,
     migration=Migration(pgsize=4096, max_bitmap_size=256 << 20),
 )
-NEEDED_REGIONS, MAX_REGIONS, NEEDED_IRQS, MAX_IRQS = 8, 100, 3, 50
+NEEDED_REGIONS, NEEDED_IRQS = 8, 3
 BAR0, ROM_BAR, INTERRUPT_PIN = 0x10, 0x30, 0x3D
 EVENTFD_TRIGGER = SetIrqsFlag.DATA_EVENTFD | SetIrqsFlag.TRIGGER
 NONE_TRIGGER = SetIrqsFlag.DATA_NONE | SetIrqsFlag.TRIGGER
@@ -52,16 +52,17 @@ class StrictTransport:
         self._room: dict[int, tuple[int, int]] = {}
         self._left = 0
 
-    def send(self, data: bytes, fds: Sequence[int] = ()) -> None:
-        """Sends, and notes how much the reply may have."""
-        message_id, command, size, _, _ = HEADER.unpack_from(data)
+    def send(self, data: bytes, fds: Sequence[int] = (), timeout: float | None = None) -> None:
+        """Sends, and notes how much the reply to a command may have."""
+        message_id, command, size, flags, _ = HEADER.unpack_from(data)
         room, descriptors = size, 0
         if command == Command.DEVICE_GET_REGION_INFO:
             room, descriptors = HEADER_SIZE + int.from_bytes(data[16:20], "little"), 1
         elif command == Command.REGION_READ:
             room = size + int.from_bytes(data[28:32], "little")
-        self._room[message_id] = (room, descriptors)
-        self._inner.send(data, fds)
+        if flags == HeaderFlag.COMMAND:
+            self._room[message_id] = (room, descriptors)
+        self._inner.send(data, fds, timeout)
 
     def receive(self, timeout: float | None) -> tuple[bytes, Sequence[int]]:
         """Receives, and checks every message that begins in what came."""
@@ -90,17 +91,18 @@ class StrictTransport:
                     f"a message began with {len(data) - at} bytes only: QEMU reads its header in one piece"
                 )
             message_id, command, size, flags, _ = HEADER.unpack_from(data, at)
+            if size < HEADER_SIZE:
+                raise RemoteProtocolError(f"a header announces {size} bytes: QEMU breaks off the connection")
             is_last = at + size >= len(data)
             if flags & 0xF:
                 room, allowed = self._room.pop(message_id, (0, 0))
                 if size > room:
                     raise RemoteProtocolError(
-                        f"the reply to {Command(command).name} has {size} bytes, QEMU's buffer for it {room}"
+                        f"the reply to command {command} has {size} bytes, QEMU's buffer for it {room}"
                     )
                 if is_last and descriptors > allowed:
                     raise RemoteProtocolError(
-                        f"the reply to {Command(command).name} has {descriptors} descriptors,"
-                        f" QEMU takes {allowed}"
+                        f"the reply to command {command} has {descriptors} descriptors, QEMU takes {allowed}"
                     )
             at += size
         self._left = at - len(data)

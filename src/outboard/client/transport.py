@@ -18,8 +18,11 @@ ANCILLARY = socket.CMSG_SPACE(MAX_DESCRIPTORS * array.array("i").itemsize)
 class Transport(Protocol):
     """Moves bytes and descriptors to a server and back."""
 
-    def send(self, data: bytes, fds: Sequence[int] = ()) -> None:
-        """Sends all of `data`; `fds` (which stay the caller's) ride on its first byte."""
+    def send(self, data: bytes, fds: Sequence[int] = (), timeout: float | None = None) -> None:
+        """Sends all of `data`; `fds` (which stay the caller's) ride on its first byte.
+
+        Raises ConnectionLost, and PeerTimeout when the server takes nothing for `timeout` seconds.
+        """
 
     def receive(self, timeout: float | None) -> tuple[bytes, Sequence[int]]:
         """What has arrived, waiting for it up to `timeout` seconds; the descriptors are the caller's.
@@ -58,13 +61,17 @@ class SocketTransport:
                     raise ConnectionLost(f"no server at {path}: {error.strerror}; is it running?") from error
                 time.sleep(0.01)
 
-    def send(self, data: bytes, fds: Sequence[int] = ()) -> None:
-        """Sends all of `data`, in one call where the socket takes it."""
+    def send(self, data: bytes, fds: Sequence[int] = (), timeout: float | None = None) -> None:
+        """Sends all of `data`, in one call where the socket takes it; see `Transport.send`."""
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        if timeout != self._socket.gettimeout():
+            self._socket.settimeout(timeout)
         try:
             sent = self._socket.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)
             while sent < len(data):
-                sent += self._socket.send(data[sent:], socket.MSG_NOSIGNAL)
+                sent += self._socket.send(memoryview(data)[sent:], socket.MSG_NOSIGNAL)
+        except TimeoutError as error:
+            raise PeerTimeout(f"the server has taken no bytes for {timeout:g} s") from error
         except OSError as error:
             raise ConnectionLost(f"the server has gone: {error.strerror}") from error
 

@@ -12,6 +12,9 @@ from outboard.errors import ConnectionLost, PeerTimeout
 from outboard.loop import Loop
 from outboard.server import Session
 
+TURNS = 1000
+"""How often a device may put work off anew before its client goes on: one that polls never ends by itself."""
+
 
 class InMemoryTransport:
     """A `Transport` whose server is a function call: what is sent has been handled when `send` returns."""
@@ -25,7 +28,7 @@ class InMemoryTransport:
         self._stepping = False
         self._session = Session(device, self.loop, self._transmit, lambda seconds: self.serve_client())
 
-    def send(self, data: bytes, fds: Sequence[int] = ()) -> None:
+    def send(self, data: bytes, fds: Sequence[int] = (), timeout: float | None = None) -> None:
         """Hands `data` to the device's session, then runs what the device has put off."""
         if self._session.closed:
             raise ConnectionLost("the device's side has closed the connection")
@@ -53,8 +56,7 @@ class InMemoryTransport:
 
     def close(self) -> None:
         """Ends the session; the device keeps its state."""
-        if not self._session.closed:
-            self._session.close()
+        self._session.close()
         while self._inbox:
             for fd in self._inbox.popleft()[1]:
                 os.close(fd)
@@ -78,7 +80,9 @@ class InMemoryTransport:
             return
         self._stepping = True
         try:
-            while self.loop.run_once(timeout):
+            for _ in range(TURNS):
+                if not self.loop.run_once(timeout):
+                    break
                 timeout = 0
         finally:
             self._stepping = False
