@@ -78,7 +78,8 @@ class Gadget(Device):
 
     @fire.on_write
     def fire_vector(self, number: int) -> None:
-        (self.msix[number & 0xFF] if number < 0x100 else self.msi[number & 0xFF]).trigger()
+        vectors = self.msi if number & 0x100 else self.msix
+        vectors[number % len(vectors)].trigger()
 
     @level.on_write
     def set_level(self, level: int) -> None:

@@ -186,19 +186,21 @@ def one_life(server: Server, fd: int, event: int) -> None:
         client.send(raw.write(0, 0, bytes(64))[:40], [fd])
 
 
-def lives_leak_nothing(server: Server, clients: int) -> None:
+def lives_leak_nothing(server: Server, gadget: Gadget, clients: int) -> None:
     fd, event = memory_file(4096), os.eventfd(0)
     for _ in range(20):
         one_life(server, fd, event)
     with RawPeer.connect(server.path) as client:
         client.negotiate()
         descriptors = raw.open_descriptors()
+        gadget.log.clear()
         tracemalloc.start()
         first, _ = tracemalloc.get_traced_memory()
     for _ in range(clients):
         one_life(server, fd, event)
     with RawPeer.connect(server.path) as client:
         client.negotiate()
+        gadget.log.clear()
         gc.collect()
         last, _ = tracemalloc.get_traced_memory()
         tracemalloc.stop()
@@ -209,11 +211,11 @@ def lives_leak_nothing(server: Server, clients: int) -> None:
 
 
 @pytest.mark.point("P118")
-def test_fifty_clients_leak_neither_descriptors_nor_memory(serve: Serve) -> None:
-    lives_leak_nothing(serve(Gadget()), 50)
+def test_fifty_clients_leak_neither_descriptors_nor_memory(gadget: Gadget, serve: Serve) -> None:
+    lives_leak_nothing(serve(gadget), gadget, 50)
 
 
 @pytest.mark.soak
 @pytest.mark.point("P118")
-def test_a_thousand_clients_leak_neither_descriptors_nor_memory(serve: Serve) -> None:
-    lives_leak_nothing(serve(Gadget()), 1000)
+def test_a_thousand_clients_leak_neither_descriptors_nor_memory(gadget: Gadget, serve: Serve) -> None:
+    lives_leak_nothing(serve(gadget), gadget, 1000)
