@@ -19,6 +19,13 @@ QEMU_VARIABLE = "OUTBOARD_QEMU"
 OLDEST = (10, 1)
 """The first release with ``vfio-user-pci``."""
 
+_DATA = (
+    "usr/share/qemu/linuxboot_dma.bin",
+    "usr/share/qemu/efi-e1000e.rom",
+    "usr/share/seabios/bios-256k.bin",
+)
+"""A file of each package that holds what QEMU loads into a machine: its own, network cards', the BIOS."""
+
 _OVMF_PAIRS = (
     ("OVMF_CODE_4M.fd", "OVMF_VARS_4M.fd"),
     ("OVMF_CODE.fd", "OVMF_VARS.fd"),
@@ -73,8 +80,7 @@ def _debian_qemu(progress: Progress) -> Qemu:
         str(packages.libraries["ld-linux-x86-64.so.2"]),
         *("--library-path", ":".join(map(str, folders))),
         str(program),
-        *("-L", str(packages.path("usr/share/qemu/linuxboot_dma.bin").parent)),
-        *("-L", str(packages.path("usr/share/seabios/bios-256k.bin").parent)),
+        *(word for file in _DATA for word in ("-L", str(packages.path(file).parent))),
     )
     if (qemu := probe(command)) is None:
         raise SetupError(
