@@ -16,7 +16,7 @@ from typing import ClassVar
 from outboard.errors import LocalProtocolError, RemoteProtocolError
 from outboard.protocol.capabilities import CLIENT_DEFAULTS, SERVER_DEFAULTS, Capabilities
 from outboard.protocol.codec import BadHeader, Frame, FrameReader, Header
-from outboard.protocol.messages import DmaLayout, DmaTransfer, Empty, RegionRead, RegionWrite, Version
+from outboard.protocol.messages import DmaLayout, DmaTransfer, Empty, RegionWrite, Version
 from outboard.protocol.states import RULE_OF_REQUEST, RULES, Direction, Rule, State
 from outboard.protocol.wire import (
     HEADER,
@@ -40,6 +40,7 @@ SPEC = DmaLayout.SPEC
 REGION_READ, REGION_WRITE = Command.REGION_READ, Command.REGION_WRITE
 
 WHOLE_ACCESS = Struct("=HHIIIQII")  # a header and the fields of a register access
+ACCESS_SIZE = WHOLE_ACCESS.size
 
 MAX_ERRNO = 4095
 MAX_MESSAGE_ID = 0xFFFF
@@ -323,16 +324,17 @@ class ServerConnection(Connection):
 
     def feed(self, data: bytes, fds: Sequence[int] = ()) -> list[Event]:
         """Takes what one recvmsg gave; returns what is complete, in order. After a Fatal: nothing."""
-        if self._in_step and len(data) >= WHOLE_ACCESS.size and not fds:
-            # A chunk that is one register access, as nearly all are, skips the general way: a vCPU waits.
+        if self._in_step and len(data) > ACCESS_SIZE and not fds:
+            # A chunk that is one register write skips the general way, as `sole_read` does: a vCPU waits.
             message_id, command, size, flags, _, offset, region, count = WHOLE_ACCESS.unpack_from(data)
-            if size == len(data) and count <= self._most_data and (not flags or flags == NO_REPLY):
-                if command == REGION_READ and size == WHOLE_ACCESS.size:
-                    body: Message = RegionRead(offset, region, count)
-                    return [Request(message_id, REGION_READ, body, (), flags != 0)]
-                if command == REGION_WRITE and size == WHOLE_ACCESS.size + count:
-                    body = RegionWrite(offset, region, count, data[WHOLE_ACCESS.size :])
-                    return [Request(message_id, REGION_WRITE, body, (), flags != 0)]
+            if (
+                command == REGION_WRITE
+                and size == len(data) == ACCESS_SIZE + count
+                and count <= self._most_data
+                and (not flags or flags == NO_REPLY)
+            ):
+                body = RegionWrite(offset, region, count, data[ACCESS_SIZE:])
+                return [Request(message_id, REGION_WRITE, body, (), flags != 0)]
         events = super().feed(data, fds)
         self._in_step = self.state is OPEN and self._reader.is_empty
         return events
@@ -343,23 +345,19 @@ class ServerConnection(Connection):
         For holders that answer it at once, with `read_reply`, and make no events: a vCPU waits for nearly
         every such message. The connection has then taken the message; None takes nothing.
         """
-        if len(data) == WHOLE_ACCESS.size and self._in_step:
+        if len(data) == ACCESS_SIZE and self._in_step:
             message_id, command, size, flags, _, offset, region, count = WHOLE_ACCESS.unpack(data)
-            if (
-                command == REGION_READ
-                and size == WHOLE_ACCESS.size
-                and not flags
-                and count <= self._most_data
-            ):
+            if command == REGION_READ and size == ACCESS_SIZE and not flags and count <= self._most_data:
                 return message_id, region, offset, count
         return None
 
     @staticmethod
-    def read_reply(message_id: int, region: int, offset: int, data: bytes) -> bytes:
-        """The bytes that answer a `sole_read` with `data`."""
-        count = len(data)
-        size = WHOLE_ACCESS.size + count
-        return WHOLE_ACCESS.pack(message_id, REGION_READ, size, REPLY, 0, offset, region, count) + data
+    def read_reply(message_id: int, region: int, offset: int, count: int, data: bytes) -> bytes:
+        """The bytes that answer a `sole_read` with its `count` bytes of `data`."""
+        return (
+            WHOLE_ACCESS.pack(message_id, REGION_READ, ACCESS_SIZE + count, REPLY, 0, offset, region, count)
+            + data
+        )
 
     def accept(self, request: Request) -> bytes:
         """The bytes that answer VERSION: the lower minor, our limits, the features both ends have."""

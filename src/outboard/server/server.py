@@ -180,10 +180,14 @@ class Server:
 
     def _send(self, data: bytes, fds: Sequence[int] = ()) -> None:
         """Sends one message, whole if the socket takes it; what it does not take waits its turn."""
-        if self._connection is None:
+        connection = self._connection
+        if connection is None:
             return
         if not self._outbox:
-            sent = self._try_send(self._connection, data, fds)
+            try:
+                sent = connection.send(data, SEND_FLAGS) if not fds else _send_with(connection, data, fds)
+            except OSError as error:
+                sent = _unsent(error, data)
             if sent == len(data):
                 return
             if sent:
@@ -195,28 +199,16 @@ class Server:
             log.warning("the client takes none of %d bytes of answers it asked for", self._backlog)
             self._session.closed = True
         reading = self._receive if self._backlog < PATIENT_BACKLOG else None
-        self.loop.watch(self._connection.fileno(), reading, self._flush)
-
-    @staticmethod
-    def _try_send(connection: socket.socket, data: bytes | memoryview, fds: Sequence[int]) -> int:
-        """How much of `data` the socket took."""
-        try:
-            if not fds:
-                return connection.send(data, SEND_FLAGS)
-            ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
-            return connection.sendmsg([data], ancillary, SEND_FLAGS)
-        except BlockingIOError:
-            return 0
-        except OSError as error:
-            # The peer has closed: reading says so next, in its turn.
-            log.debug("an answer could not be sent: %s", error.strerror)
-            return len(data)
+        self.loop.watch(connection.fileno(), reading, self._flush)
 
     def _flush(self) -> None:
         connection = self._connection
         while self._outbox and connection is not None:
             data, fds = self._outbox[0]
-            sent = self._try_send(connection, data, fds)
+            try:
+                sent = _send_with(connection, data, fds)
+            except OSError as error:
+                sent = _unsent(error, data)
             self._backlog -= sent
             if sent < len(data):
                 if sent:
@@ -313,6 +305,21 @@ def _remove_stale(path: Path) -> None:
             if error.errno != errno.EAGAIN:
                 raise
     raise SetupError(f"another server listens on {path}: stop it, or name another path")
+
+
+def _send_with(connection: socket.socket, data: bytes | memoryview, fds: Sequence[int]) -> int:
+    """How much of `data` the socket took; `fds` went with its first byte."""
+    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+    return connection.sendmsg([data], ancillary, SEND_FLAGS)
+
+
+def _unsent(error: OSError, data: bytes | memoryview) -> int:
+    """What counts as sent after `error`: nothing if the socket is full, all if nobody will ever read it."""
+    if isinstance(error, BlockingIOError):
+        return 0
+    # The peer has closed: reading says so next, in its turn.
+    log.debug("an answer could not be sent: %s", error.strerror)
+    return len(data)
 
 
 def _descriptors(ancillary: Sequence[tuple[int, int, bytes]]) -> tuple[int, ...]:

@@ -24,6 +24,7 @@ from outboard.server.requests import OnError, Requests
 
 log = logging.getLogger(__name__)
 
+NO_DESCRIPTORS: tuple[int, ...] = ()
 PATIENCE = 5.0
 """Seconds after which QEMU gives a request up (its x-msg-timeout)."""
 
@@ -58,8 +59,9 @@ class Session:
 
     def feed(self, data: bytes, fds: Sequence[int] = ()) -> None:
         """Handles what arrived; sets `closed` when the client has to go."""
-        if not fds and (read := self._connection.sole_read(data)) is not None:
-            self._answer_read(*read)
+        read = None if fds else self._connection.sole_read(data)
+        if read is not None:
+            self._answer_read(read)
             return
         for event in self._connection.feed(data, fds):
             if self.closed:
@@ -87,22 +89,22 @@ class Session:
             except Exception as error:
                 self._report(error, "letting go of the client")
 
-    def _answer_read(self, message_id: int, region: int, offset: int, count: int) -> None:
+    def _answer_read(self, read: tuple[int, int, int, int]) -> None:
         """A lone REGION_READ, as `_handle` would answer it, by the shortest way: a vCPU waits for it."""
+        message_id, region, offset, count = read
         started = monotonic()
         outer, self.in_handler = self.in_handler, True
         try:
             data = self._requests.read(region, offset, count)
-            answer = self._connection.read_reply(message_id, region, offset, data)
+            answer = self._connection.read_reply(message_id, region, offset, count, data)
         except Exception as error:
             body = RegionRead(offset, region, count)
-            request = Request(message_id, Command.REGION_READ, body, (), no_reply=False)
-            answer = self._refusal(request, error)
+            answer = self._refusal(Request(message_id, Command.REGION_READ, body, (), no_reply=False), error)
         finally:
             self.in_handler = outer
+        self._transmit(answer, NO_DESCRIPTORS)
         if monotonic() - started > PATIENCE:
             _warn_of_slowness("REGION_READ", monotonic() - started)
-        self._transmit(answer, ())
 
     def _handle(self, request: Request) -> None:
         """Answers one request; no request costs the server its life."""
