@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from cyclopts import App
+from cyclopts import App, Parameter
 from rich.console import Console
 from rich.markup import escape
 
@@ -55,6 +55,8 @@ def application(chosen: str | None = None, width: int | None = None) -> App:
         help_format="markdown",
         console=Console(width=width),
         suppress_keyboard_interrupt=False,
+        # A list that is not given is empty already: no --empty-... options.
+        default_parameter=Parameter(negative_iterable=()),
     )
     for name, summary in COMMANDS.items():
         app.command(f"outboard.cli.{name}:{name}", name=name, help=None if name == chosen else summary)

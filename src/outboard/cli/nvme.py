@@ -45,7 +45,6 @@ def nvme(
     vectors
         How many MSI-X vectors the controller has: the most a guest can spread its queues over. With 0
         it has MSI and INTx: QEMU up to 11.1 ends itself when a vfio-user device with MSI-X is unplugged.
-        Give 0 if it is to be unplugged: QEMU up to 11.1 crashes when a device with MSI-X is.
     """
     if serial is None and socket is not None:
         serial = serial_of(socket)
