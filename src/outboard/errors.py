@@ -96,7 +96,7 @@ class RemoteError(OutboardError):
 
 
 class ConnectionLost(OutboardError):
-    """The peer closed the connection, or vanished in the middle of a message."""
+    """The peer closed the connection; within a message that is a RemoteProtocolError."""
 
     fault = Fault.PEER
     errno = _errno.ENOTCONN
