@@ -145,11 +145,26 @@ def test_the_same_map_twice_is_one_and_an_overlap_is_refused(client: RawPeer, ga
     os.close(fd)
 
 
+@pytest.mark.point("P98", "P149")
+def test_an_unmap_takes_all_the_maps_in_its_range_as_a_virtual_iommus_reset_does(
+    client: RawPeer, gadget: Gadget
+) -> None:
+    fd = memory_file(4 * PAGE)
+    for page in (0, 1, 3):
+        client.ask(raw.dma_map(BASE + page * PAGE, PAGE), [fd])
+    assert client.refused(raw.dma_unmap(0, BASE)) == errno.ENOENT
+    client.ask(raw.dma_unmap(BASE - PAGE, 3 * PAGE))
+    assert [mapping.address for mapping in gadget.dma.maps] == [BASE + 3 * PAGE]
+    client.ask(raw.dma_unmap(BASE, (1 << 64) - BASE))
+    assert gadget.dma.maps == ()
+    os.close(fd)
+
+
 @pytest.mark.point("P97", "P98")
 def test_an_unmap_echoes_its_range_and_then_nothing_is_reached(client: RawPeer, gadget: Gadget) -> None:
     fd = memory_file(2 * PAGE)
     client.ask(raw.dma_map(BASE, 2 * PAGE), [fd])
-    for address, size in ((BASE, PAGE), (BASE + PAGE, PAGE), (0, 0), (BASE, 4 * PAGE)):
+    for address, size in ((BASE, PAGE), (BASE + PAGE, PAGE), (BASE + PAGE, 4 * PAGE), (0, 0), (0, PAGE)):
         assert client.refused(raw.dma_unmap(address, size)) == errno.ENOENT
     for flags, address in ((2, BASE), (1, BASE), (3, 0), (4, BASE), (0x8000_0000, BASE)):
         assert client.refused(raw.dma_unmap(address, 2 * PAGE, flags=flags)) == errno.EINVAL

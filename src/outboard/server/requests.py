@@ -5,8 +5,9 @@ error reply. Checks that need only the message are here; those that need the dev
 what overlaps) are the device's.
 """
 
+import errno
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -226,16 +227,21 @@ class Requests:
         return Empty()
 
     def dma_unmap(self, request: Request, body: DmaUnmap) -> Message:
-        """DMA_UNMAP: one range, or (flag ALL, address and size 0) every one."""
+        """DMA_UNMAP: one range, all that lie in a wider one, or (flag ALL, address and size 0) every one.
+
+        The wider one is VFIO's way, which QEMU relies on when it resets a virtual IOMMU: it names the whole
+        address space in a few pieces.
+        """
         if body.flags & ~DMA_UNMAP_FLAGS:
             raise RequestRefused(f"DMA_UNMAP flags {int(body.flags):#x}: only ALL (2) is known")
         if body.flags & DmaUnmapFlag.ALL:
             if body.address or body.size:
                 raise RequestRefused("DMA_UNMAP of ALL takes neither address nor size")
-            for address, size in sorted(self._maps):
-                self._unmap(address, size)
-        else:
+            self._unmap_each(sorted(self._maps))
+        elif (body.address, body.size) in self._maps:
             self._unmap(body.address, body.size)
+        else:
+            self._unmap_each(self._maps_within(body.address, body.address + body.size))
         return DmaUnmap(argsz=24, flags=body.flags, address=body.address, size=body.size)
 
     def device_reset(self, request: Request, body: DeviceReset) -> Message:
@@ -250,6 +256,23 @@ class Requests:
         for index, vectors in enumerate(self.device.interrupts):
             if vectors:
                 yield partial(self.device.set_irqs, index, IrqAction.TRIGGER, IrqData.NONE, 0, 0)
+
+    def _maps_within(self, start: int, end: int) -> list[tuple[int, int]]:
+        """The maps between `start` and `end`; refused if there is none, or one that is only cut."""
+        touched = sorted((at, size) for at, size in self._maps if at < end and at + size > start)
+        if not touched:
+            raise RequestRefused(f"nothing is mapped at {start:#x} to {end:#x}", errno=errno.ENOENT)
+        for at, size in touched:
+            if at < start or at + size > end:
+                raise RequestRefused(
+                    f"cannot unmap {start:#x} to {end:#x}: it cuts the {size:#x} bytes mapped at {at:#x}",
+                    errno=errno.ENOENT,
+                )
+        return touched
+
+    def _unmap_each(self, maps: Iterable[tuple[int, int]]) -> None:
+        for address, size in maps:
+            self._unmap(address, size)
 
     def _unmap(self, address: int, size: int) -> None:
         self.device.dma_unmap(address, size)
