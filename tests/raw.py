@@ -233,11 +233,6 @@ def open_descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-def descriptors_of(pid: int) -> int:
-    """How many descriptors another process has."""
-    return len(os.listdir(f"/proc/{pid}/fd"))
-
-
 def fired(eventfd: int) -> int:
     """How often an eventfd has been signalled since it was last asked; never waits."""
     if not select.select([eventfd], [], [], 0)[0]:

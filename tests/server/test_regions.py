@@ -3,9 +3,11 @@
 import errno
 import random
 import struct
+from pathlib import Path
 
 import pytest
 
+from outboard import Server
 from outboard.server import session
 from tests import raw
 from tests.raw import CONFIG, RawPeer
@@ -223,11 +225,9 @@ def test_a_device_that_answers_with_too_few_bytes_is_an_error_reply(serve: Serve
 
 @pytest.mark.point("P108c")
 def test_by_policy_a_failing_read_answers_all_ones(
-    gadget: Gadget, connect: Connect, folder: object, caplog: pytest.LogCaptureFixture
+    gadget: Gadget, connect: Connect, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from outboard import Server
-
-    with Server(gadget, f"{folder}/ones", on_error="ones").start() as server:
+    with Server(gadget, folder / "ones", on_error="ones").start() as server:
         client = connect(server)
         assert client.read(0, 0x10, 4) == b"\xff\xff\xff\xff"
         assert "answered with all ones" in caplog.text
