@@ -2,6 +2,7 @@
 
 import logging
 import os
+import resource
 import select
 import signal
 import socket
@@ -20,6 +21,22 @@ from tests import raw
 from tests.raw import RawPeer, open_descriptors
 from tests.server.conftest import Connect, Serve
 from tests.server.gadgets import Gadget, Handmade
+
+
+def test_a_server_without_a_free_descriptor_waits_and_then_takes_the_client(
+    gadget: Gadget, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Server(gadget, folder / "s") as server, RawPeer.connect(folder / "s") as client:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+        try:
+            server.run_once(1)
+            assert not server.run_once(0), "it asks again at once"
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert "Too many open files" in caplog.text
+        server.start()
+        client.negotiate()
 
 
 @pytest.mark.point("P1")

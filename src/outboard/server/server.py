@@ -37,6 +37,8 @@ SEND_FLAGS = int(socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
 RECEIVE_FLAGS = int(socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
 TRUNCATED = int(socket.MSG_CTRUNC)
 NO_DESCRIPTORS: tuple[int, ...] = ()
+ACCEPT_AGAIN = 1.0
+"""Seconds until a client that could not be taken is tried again: time must free a descriptor first."""
 PATIENT_BACKLOG = 1 << 20
 """Bytes of answers that wait for a client while we go on reading: it may send long before it listens."""
 MAX_BACKLOG = 64 << 20
@@ -140,15 +142,21 @@ class Server:
         self.close()
 
     def _accept(self) -> None:
-        assert self._listener is not None
-        try:
-            connection, _ = self._listener.accept()
-        except OSError as error:
-            log.warning("a client could not be taken: %s", error.strerror)
-            return
+        listener = self._listener
+        assert listener is not None
         # The next client waits in the backlog until this one has gone.
-        self.loop.unwatch(self._listener.fileno())
-        self._converse(connection)
+        self.loop.unwatch(listener.fileno())
+        try:
+            connection, _ = listener.accept()
+        except OSError as error:
+            log.warning("a client could not be taken: %s; tried again in a second", error.strerror)
+            self.loop.after(ACCEPT_AGAIN, self._listen_on)
+        else:
+            self._converse(connection)
+
+    def _listen_on(self) -> None:
+        if self._listener is not None and self._session is None:
+            self.loop.watch(self._listener.fileno(), self._accept)
 
     def _converse(self, connection: socket.socket) -> None:
         connection.setblocking(False)
