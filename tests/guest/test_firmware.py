@@ -32,7 +32,7 @@ def test_seabios_boots_from_the_disk(guest: MakeGuest, disk: Attach) -> None:
     machine.wait_for("and another")
 
 
-@pytest.mark.point("B02", "P147", "I05")
+@pytest.mark.point("P147", "I05")
 def test_ovmf_offers_the_disk_under_its_own_name(guest: MakeGuest, disk: Attach) -> None:
     machine = guest(disk, kernel=None, firmware="ovmf")
     name = Names.derive("LAB-7", 1).eui64[::-1].hex("-").upper()
