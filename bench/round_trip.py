@@ -1,7 +1,8 @@
 """How long does a REGION_READ take, against the least a Python server could take?
 
 The least is an echo: a process that waits for its socket, receives and sends back the same number of bytes.
-Both are measured raw over a socket pair, the server in a process of its own, in turns. Run:
+Both are measured raw over a socket pair, the server in a process of its own, in turns. All run on one core,
+so that the work is measured and not how deep an idle core sleeps (`--spread`: the scheduler's choice). Run:
 `python bench/round_trip.py`.
 """
 
@@ -74,7 +75,10 @@ def main() -> None:
     arguments.add_argument("--rounds", type=int, default=20_000, help="round trips a turn")
     arguments.add_argument("--turns", type=int, default=9, help="turns of each; medians are printed")
     arguments.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    arguments.add_argument("--spread", action="store_true", help="let the scheduler choose the cores")
     options = arguments.parse_args()
+    if not options.spread:
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
     device, device_process = in_child(serve)
     echoing, echo_process = in_child(echo)

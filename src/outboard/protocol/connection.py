@@ -7,9 +7,9 @@ Descriptors are integers passed through. Every one that is fed comes out in exac
 in ``pending_fds`` when the connection ends; whoever holds the event closes what it does not keep.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from errno import EINVAL
+from errno import EINVAL, EIO
 from struct import Struct
 from typing import ClassVar
 
@@ -41,6 +41,7 @@ REGION_READ, REGION_WRITE = Command.REGION_READ, Command.REGION_WRITE
 
 WHOLE_ACCESS = Struct("=HHIIIQII")  # a header and the fields of a register access
 ACCESS_SIZE = WHOLE_ACCESS.size
+unpack_access, pack_access = WHOLE_ACCESS.unpack, WHOLE_ACCESS.pack
 
 MAX_ERRNO = 4095
 MAX_MESSAGE_ID = 0xFFFF
@@ -325,7 +326,7 @@ class ServerConnection(Connection):
     def feed(self, data: bytes, fds: Sequence[int] = ()) -> list[Event]:
         """Takes what one recvmsg gave; returns what is complete, in order. After a Fatal: nothing."""
         if self._in_step and len(data) > ACCESS_SIZE and not fds:
-            # A chunk that is one register write skips the general way, as `sole_read` does: a vCPU waits.
+            # A chunk that is one register write skips the general way, as `answer_read` does: a vCPU waits.
             message_id, command, size, flags, _, offset, region, count = WHOLE_ACCESS.unpack_from(data)
             if (
                 command == REGION_WRITE
@@ -339,25 +340,28 @@ class ServerConnection(Connection):
         self._in_step = self.state is OPEN and self._reader.is_empty
         return events
 
-    def sole_read(self, data: bytes) -> tuple[int, int, int, int] | None:
-        """(message id, region, offset, count) if `data` is one whole REGION_READ to be answered, else None.
+    def answer_read(
+        self, data: bytes, sizes: Sequence[int], read: Callable[[int, int, int], bytes]
+    ) -> bytes | None:
+        """The answer to `data` if it is one whole, ordinary REGION_READ, as nearly all messages are; or None.
 
-        For holders that answer it at once, with `read_reply`, and make no events: a vCPU waits for nearly
-        every such message. The connection has then taken the message; None takes nothing.
+        ``sizes`` are those of the regions, in bytes; ``read(region, offset, count)`` gives the content. The
+        short way for a holder that answers at once and needs no event: a vCPU waits. Whatever `read` raises
+        comes through, and LocalProtocolError if it gives another length.
         """
-        if len(data) == ACCESS_SIZE and self._in_step:
-            message_id, command, size, flags, _, offset, region, count = WHOLE_ACCESS.unpack(data)
-            if command == REGION_READ and size == ACCESS_SIZE and not flags and count <= self._most_data:
-                return message_id, region, offset, count
-        return None
-
-    @staticmethod
-    def read_reply(message_id: int, region: int, offset: int, count: int, data: bytes) -> bytes:
-        """The bytes that answer a `sole_read` with its `count` bytes of `data`."""
-        return (
-            WHOLE_ACCESS.pack(message_id, REGION_READ, ACCESS_SIZE + count, REPLY, 0, offset, region, count)
-            + data
-        )
+        if len(data) != ACCESS_SIZE or not self._in_step:
+            return None
+        message_id, command, size, flags, _, offset, region, count = unpack_access(data)
+        if command != REGION_READ or size != ACCESS_SIZE or flags or not 0 < count <= self._most_data:
+            return None
+        if region >= len(sizes) or offset + count > sizes[region]:
+            return None
+        content = read(region, offset, count)
+        if len(content) != count:
+            raise LocalProtocolError(
+                f"{len(content)} bytes answer a read of {count} at {offset:#x} of region {region}", errno=EIO
+            )
+        return pack_access(message_id, command, size + count, REPLY, 0, offset, region, count) + content
 
     def accept(self, request: Request) -> bytes:
         """The bytes that answer VERSION: the lower minor, our limits, the features both ends have."""

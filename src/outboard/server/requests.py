@@ -63,15 +63,15 @@ class Requests:
 
     ``table`` maps a command to its method. ``reply_fds`` are the descriptors that go with the reply of the
     latest method called: a region's, which stay the device's own. ``client_takes_fds`` is what the client
-    said in VERSION.
+    said in VERSION. ``sizes`` are those of the regions, in bytes; ``read`` is how a region is read.
     """
 
     def __init__(self, device: DeviceContract, on_error: OnError = "error") -> None:
         self.device = device
-        self.on_error = on_error
+        self.read = device.region_read if on_error == "error" else self._read_or_ones
         self.reply_fds: Sequence[int] = ()
         self.client_takes_fds = True
-        self._sizes = {index: region.size for index, region in enumerate(device.regions)}
+        self.sizes = tuple(region.size for region in device.regions)
         self._maps: set[tuple[int, int]] = set()
         self.table: dict[Command, Callable[[Request, Any], Message]] = {
             Command.DMA_MAP: self.dma_map,
@@ -89,28 +89,14 @@ class Requests:
 
     def region_read(self, request: Request, body: RegionRead) -> Message:
         """REGION_READ: `count` bytes of a region."""
-        data = self.read(body.region, body.offset, body.count)
-        return RegionReadReply(body.offset, body.region, body.count, data)
-
-    def read(self, index: int, offset: int, count: int) -> bytes:
-        """What REGION_READ is answered with: exactly `count` bytes at `offset` of region `index`."""
-        if count > MAX_TRANSFER or offset + count > self._sizes.get(index, -1):
-            self._check_access(index, offset, count)
-        try:
-            data = self.device.region_read(index, offset, count) if count else b""
-        except Exception as error:
-            if self.on_error != "ones":
-                raise
-            log.warning(
-                "region %d, offset %#x: the read failed, answered with all ones: %s", index, offset, error
-            )
-            return b"\xff" * count
-        if len(data) != count:
+        self._check_access(body.region, body.offset, body.count)
+        data = self.read(body.region, body.offset, body.count) if body.count else b""
+        if len(data) != body.count:
             raise OutboardError(
-                f"the device answered a read of {count} bytes at {offset:#x} of region {index}"
-                f" with {len(data)}"
+                f"the device answered a read of {body.count} bytes at {body.offset:#x} of region"
+                f" {body.region} with {len(data)}"
             )
-        return data
+        return RegionReadReply(body.offset, body.region, body.count, data)
 
     def region_write(self, request: Request, body: RegionWrite) -> Message:
         """REGION_WRITE: bytes into a region."""
@@ -283,9 +269,19 @@ class Requests:
         if data:
             self.device.region_write(index, offset, data)
 
+    def _read_or_ones(self, region: int, offset: int, count: int) -> bytes:
+        """What the device reads, or all ones where it fails."""
+        try:
+            return self.device.region_read(region, offset, count)
+        except Exception as error:
+            log.warning(
+                "region %d, offset %#x: the read failed, answered with all ones: %s", region, offset, error
+            )
+            return b"\xff" * count
+
     def _check_access(self, index: int, offset: int, count: int) -> None:
-        size = self._sizes.get(index, 0)
-        if count > MAX_TRANSFER or offset + count > size or index not in self._sizes:
+        size = self.sizes[index] if index < len(self.sizes) else 0
+        if count > MAX_TRANSFER or offset + count > size or index >= len(self.sizes):
             raise RequestRefused(
                 f"{count} bytes at {offset:#x} of region {index}: the region has {size:#x} bytes,"
                 f" and one access moves at most {MAX_TRANSFER:#x}"

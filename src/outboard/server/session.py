@@ -18,7 +18,6 @@ from outboard.errors import OutboardError, RequestRefused
 from outboard.loop import Loop
 from outboard.protocol import Command, ErrorReply, Event, Fatal, Malformed, Reply, Request, ServerConnection
 from outboard.protocol.connection import MAX_ERRNO
-from outboard.protocol.messages import RegionRead
 from outboard.server.remote_dma import MessageDma
 from outboard.server.requests import OnError, Requests
 
@@ -55,13 +54,26 @@ class Session:
         self._connection = ServerConnection()
         self._memory = MessageDma(self, self._connection, pump)
         self._requests = Requests(device, on_error)
+        self._sizes = self._requests.sizes
         _optional(device, "attach", loop)
 
     def feed(self, data: bytes, fds: Sequence[int] = ()) -> None:
         """Handles what arrived; sets `closed` when the client has to go."""
-        read = None if fds else self._connection.sole_read(data)
-        if read is not None:
-            self._answer_read(read)
+        # By far most messages are one register read that a vCPU waits for: it is answered with no event made.
+        started = monotonic()
+        self.in_handler = True
+        try:
+            answer = None if fds else self._connection.answer_read(data, self._sizes, self._requests.read)
+        except Exception as error:
+            [request] = self._connection.feed(data)
+            assert isinstance(request, Request)
+            answer = self._refusal(request, error)
+        finally:
+            self.in_handler = False
+        if answer is not None:
+            self._transmit(answer, NO_DESCRIPTORS)
+            if monotonic() - started > PATIENCE:
+                _warn_of_slowness("REGION_READ", monotonic() - started)
             return
         for event in self._connection.feed(data, fds):
             if self.closed:
@@ -89,29 +101,12 @@ class Session:
             except Exception as error:
                 self._report(error, "letting go of the client")
 
-    def _answer_read(self, read: tuple[int, int, int, int]) -> None:
-        """A lone REGION_READ, as `_handle` would answer it, by the shortest way: a vCPU waits for it."""
-        message_id, region, offset, count = read
-        started = monotonic()
-        outer, self.in_handler = self.in_handler, True
-        try:
-            data = self._requests.read(region, offset, count)
-            answer = self._connection.read_reply(message_id, region, offset, count, data)
-        except Exception as error:
-            body = RegionRead(offset, region, count)
-            answer = self._refusal(Request(message_id, Command.REGION_READ, body, (), no_reply=False), error)
-        finally:
-            self.in_handler = outer
-        self._transmit(answer, NO_DESCRIPTORS)
-        if monotonic() - started > PATIENCE:
-            _warn_of_slowness("REGION_READ", monotonic() - started)
-
     def _handle(self, request: Request) -> None:
         """Answers one request; no request costs the server its life."""
         started = monotonic()
         requests = self._requests
         fds: Sequence[int] = ()
-        outer, self.in_handler = self.in_handler, True
+        self.in_handler = True
         try:
             if method := requests.table.get(request.command):
                 answer = self._connection.reply(request, method(request, request.body))
@@ -129,7 +124,7 @@ class Session:
             # Without an agreed version nothing can follow.
             self.closed = request.command is Command.VERSION
         finally:
-            self.in_handler = outer
+            self.in_handler = False
             if request.fds:
                 _close_all(request.fds)
         if monotonic() - started > PATIENCE:
