@@ -264,7 +264,7 @@ def test_transfers_are_cut_to_what_both_ends_take(
         assert memory.startswith(b"\x11" * count)
 
 
-@pytest.mark.point("P102")
+@pytest.mark.point("P102", "PCI05")
 def test_commands_that_arrive_while_memory_is_awaited_are_served(client: RawPeer, gadget: Gadget) -> None:
     client.ask(raw.dma_map(BASE, PAGE))
     start(client, READ, BASE, 16)

@@ -167,7 +167,7 @@ def quiet() -> Iterator[None]:
     logging.disable(logging.NOTSET)
 
 
-@pytest.mark.point("P19", "P24")
+@pytest.mark.point("P19", "P24", "PCI04")
 @pytest.mark.parametrize("seed", range(5))
 def test_thousands_of_broken_messages_are_answered_by_the_rules_and_leak_nothing(seed: int) -> None:
     """Whatever is fed, every answer is well formed, no exception leaves the session, no descriptor stays."""
@@ -182,7 +182,7 @@ def peak_memory() -> int:
 
 
 @pytest.mark.soak
-@pytest.mark.point("P24")
+@pytest.mark.point("P24", "PCI04")
 def test_a_million_broken_messages_are_answered_by_the_rules_and_leak_nothing() -> None:
     """As above; and after the first tenth the memory in use grows no more."""
     fuzzer = Fuzzer(20)

@@ -235,7 +235,7 @@ def test_by_policy_a_failing_read_answers_all_ones(
         assert client.refused(raw.read(0, 0x1000, 4)) == errno.EINVAL
 
 
-@pytest.mark.point("P83")
+@pytest.mark.point("P83", "PCI05")
 def test_posted_writes_happen_in_order_with_what_follows(client: RawPeer, gadget: Gadget) -> None:
     client.send(
         b"".join(raw.write(0, 0, bytes([n] * 4), flags=raw.NO_REPLY) + raw.read(0, 0, 4) for n in range(200))
@@ -243,7 +243,7 @@ def test_posted_writes_happen_in_order_with_what_follows(client: RawPeer, gadget
     assert [client.receive().payload[16] for _ in range(200)] == list(range(200))
 
 
-@pytest.mark.point("P84")
+@pytest.mark.point("P84", "PCI05")
 def test_a_batch_of_writes_is_done_in_order(client: RawPeer, gadget: Gadget) -> None:
     gadget.log.clear()
     answer = client.ask(
