@@ -137,34 +137,35 @@ class Loop:
     def run_once(self, timeout: float | None = None) -> bool:
         """Waits up to `timeout` seconds (None: for ever) and runs what is due; True if anything ran."""
         self._thread = threading.get_ident()
-        ran = self._step(timeout)
+        ran = self._turn(timeout)
         self._set_alarm()
         return ran
 
     def run(self) -> None:
         """Runs what comes until `stop`."""
         self._thread = threading.get_ident()
-        step = self._step
-        while not self.stopped:
-            step(None)
+        if not self.stopped:
+            self._turn(None, until_stopped=True)
 
     def stop(self) -> None:
         """Ends `run`; may be called from any thread and from a signal handler."""
         self.stopped = True
         self.wake()
 
-    def _step(self, timeout: float | None) -> bool:
-        if self._soon or self._timers:
-            timeout = self._patience(timeout)
-        ready = self._epoll.poll(timeout, AT_ONCE)
-        for fd, events in ready:
-            if events & NOT_WRITABLE and (readable := self._readers.get(fd)):
-                readable()
-            if events != READABLE and events & NOT_READABLE and (writable := self._writers.get(fd)):
-                writable()
-        if self._soon or self._timers:
-            return self._run_due() or bool(ready)
-        return bool(ready)
+    def _turn(self, timeout: float | None, *, until_stopped: bool = False) -> bool:
+        """One wait and what it brings; ``until_stopped``: again and again, here where a turn is cheapest."""
+        poll, readers, writers = self._epoll.poll, self._readers, self._writers
+        soon, timers = self._soon, self._timers
+        while True:
+            ready = poll(self._patience(timeout) if soon or timers else timeout, AT_ONCE)
+            for fd, events in ready:
+                if events & NOT_WRITABLE and (readable := readers.get(fd)):
+                    readable()
+                if events != READABLE and events & NOT_READABLE and (writable := writers.get(fd)):
+                    writable()
+            ran = (bool(soon or timers) and self._run_due()) or bool(ready)
+            if not until_stopped or self.stopped:
+                return ran
 
     def run_pending(self) -> bool:
         """Runs calls and timers that are due, looking at no descriptor; True if anything ran."""

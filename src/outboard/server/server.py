@@ -28,8 +28,7 @@ from outboard.server.session import Session
 
 log = logging.getLogger(__name__)
 
-FEW_BYTES, MOST_BYTES = 4 << 10, 64 << 10
-"""Room for what arrives: nearly all messages are small; once one fills it, much more is made."""
+RECEIVE_BYTES = 16 << 10
 MAX_DESCRIPTORS = 253
 """What Linux lets one message carry (SCM_MAX_FD): room for clients that send more than we said we take."""
 ANCILLARY = socket.CMSG_SPACE(MAX_DESCRIPTORS * array.array("i").itemsize)
@@ -74,7 +73,6 @@ class Server:
         self._listener: socket.socket | None = None
         self._connection: socket.socket | None = None
         self._session: Session | None = None
-        self._room = FEW_BYTES
         self._outbox: deque[tuple[memoryview, Sequence[int]]] = deque()
         self._backlog = 0
         self._thread: threading.Thread | None = None
@@ -172,13 +170,12 @@ class Server:
         if connection is None or session is None:
             return
         try:
-            data, ancillary, flags, _ = connection.recvmsg(self._room, ANCILLARY, RECEIVE_FLAGS)
+            data, ancillary, flags, _ = connection.recvmsg(RECEIVE_BYTES, ANCILLARY, RECEIVE_FLAGS)
         except BlockingIOError:
             return
         except OSError as error:
             self._disconnect(f"the connection broke: {error.strerror}")
             return
-        self._room = MOST_BYTES if len(data) == self._room else FEW_BYTES
         fds = _descriptors(ancillary) if ancillary else NO_DESCRIPTORS
         if not data or flags & TRUNCATED:
             for fd in fds:
