@@ -71,6 +71,21 @@ def test_a_command_that_waits_is_aborted_and_its_neighbours_are_not(bench: Bench
 
 
 @pytest.mark.point("A03")
+def test_a_bad_command_that_is_aborted_takes_its_identifier_with_it(bench: Bench, driver: Driver) -> None:
+    pair = driver.create_queue_pair(1, cq_entries=2)
+    for cid in range(10, 13):
+        pair.submit(Command(0x7F, nsid=1), cid=cid)
+    pair.ring()
+    bench.settle()
+    assert driver.admin.execute(abort(driver, 1, 12)).result == 0
+    assert [ended(pair.wait(cid)) for cid in (10, 11)] == [Status.INVALID_OPCODE] * 2
+    assert ended(pair.wait(12)) == Status.ABORT_REQUESTED
+    pair.submit(FLUSH, cid=12)
+    pair.ring()
+    assert ended(pair.wait(12)) == Status.SUCCESS
+
+
+@pytest.mark.point("A03")
 def test_a_command_that_waits_behind_the_rings_end_is_found(bench: Bench, driver: Driver) -> None:
     pair = driver.create_queue_pair(1, entries=8, cq_entries=2)
     for _ in range(6):

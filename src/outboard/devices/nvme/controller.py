@@ -178,6 +178,10 @@ class Controller:
             sq.cq.post(self.state.bus, sq, command.cid, field, result)
 
     def _handle(self, sq: SubmissionQueue, command: Command) -> int | None:
+        # First of all: an identifier left behind would end a later command that has it too.
+        if command.cid in sq.aborted:
+            sq.aborted -= {command.cid}
+            raise CommandFailed(Status.ABORT_REQUESTED)
         commands = IO_COMMANDS if sq.id else ADMIN_COMMANDS
         handler = commands.get(command.opcode)
         if handler is None:
@@ -190,9 +194,6 @@ class Controller:
             raise CommandFailed(
                 Status.COMMAND_ID_CONFLICT, f"command {command.cid:#x} is outstanding", location=2
             )
-        if command.cid in sq.aborted:
-            sq.aborted -= {command.cid}
-            raise CommandFailed(Status.ABORT_REQUESTED)
         return handler(self.state, command)
 
     def _fail(self, sq: SubmissionQueue, command: Command, failure: CommandFailed) -> int:
