@@ -10,7 +10,7 @@ from outboard import Mapping
 from outboard.devices.nvme.command import Command
 from outboard.devices.nvme.spec import PAGE, IoOpcode
 from outboard.devices.nvme.status import Status
-from outboard.errors import DmaError, RemoteError
+from outboard.errors import ConnectionLost, DmaError, RemoteError
 from tests.devices.nvme.bench import RAM_ADDRESS, RAM_SIZE, Bench
 from tests.devices.nvme.conftest import MakeBench
 from tests.devices.nvme.driver import CC, CC_ENABLE, READY, Driver, QueuePair, do_not_retry, ended
@@ -318,3 +318,23 @@ def test_a_client_that_vanishes_while_a_message_is_awaited_harms_nothing(
     (completion,) = pair.poll()
     assert ended(completion) == Status.DATA_TRANSFER_ERROR
     assert ended(pair.execute(Command(IoOpcode.FLUSH, nsid=1))) == Status.SUCCESS
+
+
+def test_nothing_is_retried_for_a_client_that_left_while_its_memory_was_awaited(
+    bench: Bench, messages: Messages, driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("outboard.devices.nvme.function.STALL_RETRY", 0.0)
+    driver.enable()
+    driver.disable()
+    driver.bar.write64(0x28, messages.base)
+    driver.bar.write32(0x14, 0x460001)
+
+    def leave() -> None:
+        bench.device.disconnected()
+        messages.refuse = True
+        raise ConnectionLost("the client left")
+
+    messages.meanwhile = leave
+    driver.bar.write32(0x1000, 1)
+    bench.step()
+    assert not bench.loop.run_once(timeout=0), "it would use up the patience the next client is due"

@@ -301,6 +301,8 @@ class Nvme(Device):
         if self._gone:
             return
         progress = self.controller.process()
+        if self._gone:  # while its memory was awaited: the next client's patience begins anew
+            return
         if progress is Progress.STALLED:
             self._wait_for_memory()
             return
