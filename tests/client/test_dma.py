@@ -1,5 +1,6 @@
 """The client's memory: mapped from a memfd, or served by messages, also between a command and its reply."""
 
+import ctypes
 import errno
 import os
 import struct
@@ -8,9 +9,11 @@ import pytest
 
 from outboard import Client
 from outboard.errors import RemoteError, RemoteProtocolError
+from outboard.testing import TestClient
 from tests import raw
 from tests.client.conftest import Stage, answer, greet, serve_plainly, wait_for_end
 from tests.raw import Message, RawPeer
+from tests.server.gadgets import Gadget
 
 BASE, SIZE = 0x10_0000, 0x2000
 
@@ -209,3 +212,19 @@ def test_memory_is_served_while_the_client_waits_for_an_interrupt(play: Stage) -
         client.reset()
         assert interrupt.wait(5) == 3
         assert interrupt.take() == 0
+
+
+@pytest.mark.parametrize("size", [0, -1, 1 << 60])
+def test_memory_that_cannot_be_made_leaves_no_descriptor(size: int) -> None:
+    with TestClient(Gadget()) as client:
+        before = raw.open_descriptors()
+        with pytest.raises((OSError, ValueError)):
+            client.memory(size, BASE)
+        assert raw.open_descriptors() == before
+
+
+def test_an_array_over_memory_outlives_the_client() -> None:
+    with TestClient(Gadget(), strict=False) as client:
+        array = (ctypes.c_ubyte * 4).from_buffer(client.memory(SIZE, BASE).view)
+    array[0] = 7
+    assert array[0] == 7

@@ -1,13 +1,14 @@
 """`QemuClient`: QEMU's order and habits, and its checks, without a virtual machine."""
 
 import os
+import resource
 import struct
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from outboard import Bar, Device, Intx, MsiX, Server
+from outboard import Bar, Client, Device, Intx, MsiX, Server
 from outboard.client.qemu import QemuClient
 from outboard.errors import OutboardError, RemoteProtocolError
 from outboard.protocol import DmaLayout
@@ -299,3 +300,27 @@ def test_ids_of_the_servers_commands_are_not_taken_for_ours(play: Stage) -> None
 
     with QemuClient(play(script), ram=2 << 20, shared=False) as qemu:
         qemu.machine_reset()
+
+
+def test_msix_enabled_again_gives_the_first_eventfds_back(folder: Path) -> None:
+    with Server(Gadget(), folder / "s").start(), QemuClient(folder / "s", ram=4 << 20) as qemu:
+        qemu.enable_msix(4)
+        before = raw.open_descriptors()
+        qemu.enable_msix(4)
+        assert raw.open_descriptors() == before
+
+
+def test_eventfds_made_before_descriptors_ran_out_are_closed_with_the_client(folder: Path) -> None:
+    with Server(Gadget(), folder / "s").start():
+        before = raw.open_descriptors()
+        with Client(folder / "s") as client:
+            limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+            os.close(lowest := os.dup(0))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + 8, limits[1]))
+            try:
+                with pytest.raises(OSError, match="Too many open files"):
+                    client.enable_msix(64)
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            assert client.info
+        assert raw.open_descriptors() <= before + 1  # the server's end of the connection

@@ -313,10 +313,7 @@ class Client:
         self.close()
 
     def _enable(self, index: IrqIndex, count: int) -> list[Interrupt]:
-        for interrupt in self._interrupts.pop(index, ()):
-            interrupt.close()
-        interrupts = [Interrupt(f"{index.name} vector {vector}", self._link.wait) for vector in range(count)]
-        self._interrupts[index] = interrupts
+        interrupts = self._new_interrupts(index, count)
         step = self.capabilities.max_msg_fds
         if not step:
             raise RemoteProtocolError("the server takes no descriptors: it has no way to signal interrupts")
@@ -324,6 +321,16 @@ class Client:
             fds = [interrupt.fd for interrupt in interrupts[start : start + step]]
             flags = SetIrqsFlag.DATA_EVENTFD | SetIrqsFlag.TRIGGER
             self.set_irqs(index, flags, start=start, count=len(fds), fds=fds)
+        return interrupts
+
+    def _new_interrupts(self, index: IrqIndex, count: int) -> list[Interrupt]:
+        """An eventfd for each of `count` vectors, in place of those there were."""
+        for old in self._interrupts.pop(index, ()):
+            old.close()
+        # Kept one by one: what was made before descriptors ran out is closed with the client.
+        interrupts = self._interrupts[index] = []
+        for vector in range(count):
+            interrupts.append(Interrupt(f"{index.name} vector {vector}", self._link.wait))
         return interrupts
 
     def _read(self, region: int, offset: int, size: int) -> bytes:

@@ -31,8 +31,12 @@ class GuestRam:
         self.readable = readable
         self.writable = writable
         self.fd = os.memfd_create("outboard-guest-ram", os.MFD_CLOEXEC)
-        os.truncate(self.fd, size)
-        self._map = mmap.mmap(self.fd, size)
+        try:
+            os.truncate(self.fd, size)
+            self._map = mmap.mmap(self.fd, size)
+        except BaseException:
+            os.close(self.fd)
+            raise
         self.view = memoryview(self._map)
         self._unmap = unmap
 
@@ -55,9 +59,9 @@ class GuestRam:
             return
         os.close(self.fd)
         self.fd = -1
-        self.view.release()
-        # A caller may hold a slice: then the mapping lives as long as that.
+        # A caller may hold a slice, or an array over it: then the mapping lives as long as that.
         with suppress(BufferError):
+            self.view.release()
             self._map.close()
 
 

@@ -174,8 +174,7 @@ class QemuClient(Client):
         self.set_irqs(IrqIndex.MSIX, EVENTFD_TRIGGER, start=0, count=1)
         if (at := self.find_capability(0x11)) is not None:
             self.config.write16(at + 2, self.config.read16(at + 2) | 1 << 15)
-        interrupts = [Interrupt(f"MSIX vector {vector}", self._link.wait) for vector in range(wanted)]
-        self._interrupts[IrqIndex.MSIX] = interrupts
+        interrupts = self._new_interrupts(IrqIndex.MSIX, wanted)
         for vector, interrupt in enumerate(interrupts):
             self.set_irqs(IrqIndex.MSIX, EVENTFD_TRIGGER, start=vector, count=1, fds=(interrupt.fd,))
         return interrupts
@@ -247,15 +246,11 @@ class QemuClient(Client):
         if self._has_intx:
             self._assign_intx()
         if self.irq_counts[IrqIndex.ERR] == 1:
-            error = Interrupt("ERR", self._link.wait)
-            self._interrupts[IrqIndex.ERR] = [error]
+            [error] = self._new_interrupts(IrqIndex.ERR, 1)
             self.set_irqs(IrqIndex.ERR, EVENTFD_TRIGGER, start=0, count=1, fds=(error.fd,))
 
     def _assign_intx(self) -> None:
-        for old in self._interrupts.pop(IrqIndex.INTX, ()):
-            old.close()
-        line = Interrupt("INTx", self._link.wait)
-        self._interrupts[IrqIndex.INTX] = [line]
+        [line] = self._new_interrupts(IrqIndex.INTX, 1)
         self.set_irqs(IrqIndex.INTX, EVENTFD_TRIGGER, start=0, count=1, fds=(line.fd,))
 
     def _write(self, region: int, offset: int, data: bytes) -> None:
