@@ -4,6 +4,7 @@ import errno
 import os
 import random
 import struct
+import tracemalloc
 from collections.abc import Iterator
 
 import pytest
@@ -329,6 +330,25 @@ def test_a_refusal_by_the_client_raises_in_the_device(client: RawPeer, gadget: G
     next(serve_memory(client, bytearray(PAGE)))
     settle(client)
     assert gadget.dma_error is None
+
+
+def test_a_client_that_takes_single_bytes_costs_no_memory_by_the_byte(gadget: Gadget, serve: Serve) -> None:
+    server = serve(gadget)
+    assert server.path is not None
+    with RawPeer.connect(server.path) as client:
+        client.negotiate(limits(1))
+        client.ask(raw.dma_map(BASE, 1 << 20))
+        tracemalloc.start()
+        try:
+            start(client, READ, BASE, 1 << 20)
+            answer_probe(client)
+            client.send(raw.error_reply(client.receive(), errno.EFAULT))
+            settle(client)
+            _, most = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert isinstance(gadget.dma_error, DmaError)
+    assert most < 1 << 20
 
 
 @pytest.mark.point("P103", "P105")

@@ -12,7 +12,7 @@ vfio-user's DMA_READ and DMA_WRITE, the only commands a server sends. Two traps 
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from outboard.errors import ConnectionLost, DmaError, DmaInHandler, PeerTimeout
@@ -107,9 +107,10 @@ class MessageDma:
             self._probed = True
             self._connection.dma_layout = DmaLayout.QEMU10 if isinstance(body, Empty) else DmaLayout.SPEC
 
-    def _chunks(self, address: int, size: int, most: int) -> list[tuple[int, int]]:
+    def _chunks(self, address: int, size: int, most: int) -> Iterator[tuple[int, int]]:
+        """The pieces (address, size), one at a time: a client may allow a single byte a message."""
         step = min(self._connection.transfer_limit, most) or 1
-        return [(at, min(step, address + size - at)) for at in range(address, address + size, step)]
+        return ((at, min(step, address + size - at)) for at in range(address, address + size, step))
 
     def _ask(self, command: Message, address: int, size: int) -> Message:
         if self._awaited is not None:
