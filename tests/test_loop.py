@@ -70,6 +70,24 @@ def test_an_exception_in_a_call_is_reported_and_the_next_call_runs(loop: Loop) -
     assert seen == ["broken", "next"]
 
 
+def test_an_exception_of_what_watches_a_descriptor_is_reported_and_the_loop_goes_on(loop: Loop) -> None:
+    seen: list[str] = []
+    loop.report = lambda error, doing: seen.append(str(error))
+    reader, writer = os.pipe()
+
+    def fails() -> None:
+        loop.unwatch(reader)
+        loop.call_soon(loop.stop)
+        raise RuntimeError("broken")
+
+    loop.watch(reader, fails)
+    os.write(writer, b"x")
+    loop.run()
+    assert seen == ["broken"]
+    os.close(reader)
+    os.close(writer)
+
+
 def test_the_loop_can_be_waited_for_in_another_event_loop(loop: Loop) -> None:
     outer = Loop()
     seen: list[str] = []

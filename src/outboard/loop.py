@@ -159,10 +159,13 @@ class Loop:
         while True:
             ready = poll(self._patience(timeout) if soon or timers else timeout, AT_ONCE)
             for fd, events in ready:
-                if events & NOT_WRITABLE and (readable := readers.get(fd)):
-                    readable()
-                if events != READABLE and events & NOT_READABLE and (writable := writers.get(fd)):
-                    writable()
+                try:
+                    if events & NOT_WRITABLE and (readable := readers.get(fd)):
+                        readable()
+                    if events != READABLE and events & NOT_READABLE and (writable := writers.get(fd)):
+                        writable()
+                except Exception as error:
+                    self.report(error, f"what watches descriptor {fd}")
             ran = (bool(soon or timers) and self._run_due()) or bool(ready)
             if not until_stopped or self.stopped:
                 return ran
@@ -182,9 +185,10 @@ class Loop:
         if self._alarm is not None:
             os.close(self._alarm.fd)
             self._alarm = None
-        if self.waker >= 0:
-            os.close(self.waker)
-            self.waker = -1
+        # Forgotten before it is closed: another thread may `wake` in between.
+        waker, self.waker = self.waker, -1
+        if waker >= 0:
+            os.close(waker)
 
     def _set_alarm(self) -> None:
         """Makes `fileno` readable when the next call or timer is due, if anybody waits for it."""
