@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from queue import SimpleQueue
 from types import TracebackType
 from typing import Self
 
@@ -127,10 +128,11 @@ class Server:
         self._disconnect("the server ends")
         if self._listener is not None:
             self.loop.unwatch(self._listener.fileno())
-            self._listener.close()
-            self._listener = None
+            # While we still listen, nobody else takes the path for a dead server's and listens there.
             if self.path is not None:
                 self.path.unlink(missing_ok=True)
+            self._listener.close()
+            self._listener = None
         self.loop.close()
 
     def __enter__(self) -> Self:
@@ -272,15 +274,16 @@ def serve(device: DeviceContract, path: str | os.PathLike[str]) -> None:
 
 def serve_all(devices: Mapping[str | os.PathLike[str], DeviceContract]) -> None:
     """Serves several devices, each on its socket and in its own thread, until SIGTERM or SIGINT."""
-    ended = threading.Event()
+    # Unlike Event.set, put may interrupt itself: a second signal comes while the first is being handled.
+    ended: SimpleQueue[int] = SimpleQueue()
     with ExitStack() as stack:
         for number in (signal.SIGTERM, signal.SIGINT):
             if threading.current_thread() is threading.main_thread():
-                previous = signal.signal(number, lambda *_: ended.set())
+                previous = signal.signal(number, lambda number, _: ended.put(number))
                 stack.callback(signal.signal, number, previous)
         for path, device in devices.items():
             stack.enter_context(Server(device, path)).start()
-        ended.wait()
+        ended.get()
 
 
 def _listen(path: Path) -> socket.socket:
