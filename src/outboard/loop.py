@@ -20,6 +20,8 @@ from contextlib import suppress
 log = logging.getLogger(__name__)
 
 READABLE = select.EPOLLIN
+OWN_DESCRIPTORS = 1
+"""What a loop watches for itself: its waker."""
 AT_ONCE = 16
 """Descriptors asked for in one wait; by default, room for a thousand is made every time."""
 NOT_WRITABLE, NOT_READABLE = ~select.EPOLLOUT, ~select.EPOLLIN
@@ -66,6 +68,7 @@ class Loop:
     def __init__(self) -> None:
         self.report: Report = log_error
         self.stopped = False
+        self._running = False
         self._epoll = select.epoll()
         self._readers: dict[int, Callback] = {}
         self._writers: dict[int, Callback] = {}
@@ -88,7 +91,11 @@ class Loop:
         return self._epoll.fileno()
 
     def call_soon(self, callback: Callback) -> None:
-        """Runs `callback` in the loop's thread after what runs now; may be called from any thread."""
+        """Runs `callback` in the loop's thread after what runs now; may be called from any thread.
+
+        From another thread it may be heard a tick later while a client's accesses come in a burst (see
+        `waits_for_one`); a descriptor that is watched is heard at once.
+        """
         self._soon.append(callback)
         if self._alarm is not None or threading.get_ident() != self._thread:
             self.wake()
@@ -144,8 +151,24 @@ class Loop:
     def run(self) -> None:
         """Runs what comes until `stop`."""
         self._thread = threading.get_ident()
-        if not self.stopped:
-            self._turn(None, until_stopped=True)
+        self._running = True
+        try:
+            if not self.stopped:
+                self._turn(None, until_stopped=True)
+        finally:
+            self._running = False
+
+    @property
+    def waits_for_one(self) -> bool:
+        """Whether `run` is at work with nothing due and one descriptor (besides its own) to wait for.
+
+        Its owner may then wait for it in place for a moment; `wake` is not heard meanwhile.
+        """
+        return (
+            self._running
+            and len(self._readers) == OWN_DESCRIPTORS + 1
+            and not (self._writers or self._soon or self._timers or self.stopped)
+        )
 
     def stop(self) -> None:
         """Ends `run`; may be called from any thread and from a signal handler."""

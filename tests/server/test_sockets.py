@@ -39,6 +39,19 @@ def test_a_server_without_a_free_descriptor_waits_and_then_takes_the_client(
         client.negotiate()
 
 
+def test_a_call_from_another_thread_is_heard_amid_a_burst_of_accesses(
+    gadget: Gadget, serve: Serve, connect: Connect
+) -> None:
+    server = serve(gadget)
+    client = connect(server)
+    for _ in range(20):
+        client.send(raw.read(0, 0, 4))
+        client.receive()
+        heard = threading.Event()
+        server.loop.call_soon(heard.set)
+        assert heard.wait(1)
+
+
 @pytest.mark.point("P1")
 def test_a_client_may_connect_before_the_server_runs(gadget: Gadget, folder: Path) -> None:
     with Server(gadget, folder / "s") as server, RawPeer.connect(folder / "s") as client:
