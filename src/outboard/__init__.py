@@ -6,6 +6,7 @@ The package, from the bottom up::
     protocol | pci         what is on the wire | what a PCI function is
     native                 the data plane's tools: compiled rings, io_uring, pollers
     loop, dma              a device's thread, and the guest's memory
+    descriptors            file descriptors that ride on messages
     device, storage        the class authors subclass; what is behind a disk
     server, client         serve() a device to a VMM; be the VMM
     devices, drivers       an NVMe controller, ...; user-space drivers

@@ -6,7 +6,6 @@ receives its interrupts, resets it.
 
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import cached_property
 from types import TracebackType
 from typing import Self, TypeVar
@@ -16,6 +15,7 @@ from outboard.client.interrupts import Interrupt
 from outboard.client.link import Link
 from outboard.client.memory import AddressSpace, GuestRam
 from outboard.client.transport import SocketTransport, Transport
+from outboard.descriptors import close_all
 from outboard.errors import RemoteProtocolError
 from outboard.protocol import Capabilities, ClientConnection, Message
 from outboard.protocol.messages import (
@@ -97,7 +97,7 @@ class Client:
         infos = []
         for index in range(self.info.num_regions):
             info, fds = self.region_info(index)
-            _close_all(fds)
+            close_all(fds)
             infos.append(info)
         return tuple(infos)
 
@@ -113,7 +113,7 @@ class Client:
             info = _expect(body, RegionInfo, fds)
             if info.argsz <= argsz:
                 return info, fds
-            _close_all(fds)
+            close_all(fds)
             if argsz > RegionInfo.LAYOUT.size:
                 raise RemoteProtocolError(
                     f"region {index} was to be described in {argsz} bytes, now it needs {info.argsz}"
@@ -151,7 +151,7 @@ class Client:
                 f"what the server says of BAR {index} cannot be mapped: {error}"
             ) from error
         finally:
-            _close_all(fds)
+            close_all(fds)
         self._mapped[index] = mapped
         return mapped
 
@@ -359,11 +359,5 @@ class Client:
 def _expect(body: Message, kind: type[M], fds: Sequence[int]) -> M:
     if isinstance(body, kind):
         return body
-    _close_all(fds)
+    close_all(fds)
     raise RemoteProtocolError(f"the server answered with {type(body).__name__} where {kind.__name__} was due")
-
-
-def _close_all(fds: Sequence[int]) -> None:
-    for fd in fds:
-        with suppress(OSError):
-            os.close(fd)

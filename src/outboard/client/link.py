@@ -7,11 +7,12 @@ reply; such commands are answered from the client's `AddressSpace`.
 import errno
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 from outboard.client.memory import AddressSpace
 from outboard.client.transport import Transport
+from outboard.descriptors import close_all
 from outboard.errors import ConnectionLost, OutboardError, PeerTimeout, RemoteError, RemoteProtocolError
 from outboard.protocol import (
     Capabilities,
@@ -68,7 +69,7 @@ class Link:
         """Sends VERSION; the server's answer. To be called once, first."""
         message_id, data = self._connection.version_command()
         [reply] = self._transact([(message_id, data, ())], "VERSION")
-        _close_all(reply.fds)
+        close_all(reply.fds)
         if not isinstance(reply.body, Version):
             raise RemoteProtocolError(f"the server answered VERSION with {type(reply.body).__name__}")
         return reply.body
@@ -80,7 +81,7 @@ class Link:
         RemoteProtocolError when it breaks the protocol.
         """
         reply, descriptors = self.exchange(body, fds)
-        _close_all(descriptors)
+        close_all(descriptors)
         return reply
 
     def exchange(self, body: Message, fds: Sequence[int] = ()) -> tuple[Message, tuple[int, ...]]:
@@ -102,7 +103,7 @@ class Link:
             messages = [(*self._connection.command(body), fds) for body, fds in some]
             replies += self._transact(messages, f"{len(some)} pipelined commands")
         for reply in replies:
-            _close_all(reply.fds)
+            close_all(reply.fds)
         return [reply.body for reply in replies]
 
     def post(self, body: Message) -> None:
@@ -130,9 +131,9 @@ class Link:
         """Ends the connection. Harmless to repeat."""
         if not self._closed:
             self._closed = True
-            _close_all(self._connection.pending_fds)
+            close_all(self._connection.pending_fds)
             for reply in self._replies.values():
-                _close_all(reply.fds)
+                close_all(reply.fds)
             self._replies.clear()
             self._transport.close()
 
@@ -155,7 +156,7 @@ class Link:
         for refusal in answers:
             if isinstance(refusal, ErrorReply):
                 for reply in answers:
-                    _close_all(reply.fds)
+                    close_all(reply.fds)
                 reason = os.strerror(refusal.errno) if refusal.errno else "no reason given"
                 raise RemoteError(f"the server refuses {name}: {reason}", command=name, errno=refusal.errno)
         return replies
@@ -175,20 +176,20 @@ class Link:
             raise
         finally:
             for event in events:
-                _close_all(event.fds)
+                close_all(event.fds)
 
     def _handle(self, event: Event) -> None:
         match event:
             case Reply() | ErrorReply():
                 self._replies[event.message_id] = event
             case Request():
-                _close_all(event.fds)
+                close_all(event.fds)
                 self._answer(event)
             case Malformed():
-                _close_all(event.fds)
+                close_all(event.fds)
                 self._send(self._connection.refuse(event, event.error.errno))
             case Fatal():
-                _close_all(event.fds)
+                close_all(event.fds)
                 with suppress(ConnectionLost, PeerTimeout):
                     self._send(event.answer)
                 raise event.error
@@ -223,9 +224,3 @@ class Link:
     def _check_open(self) -> None:
         if self._closed:
             raise ConnectionLost("the connection to the server is closed; connect again")
-
-
-def _close_all(fds: Iterable[int]) -> None:
-    for fd in fds:
-        with suppress(OSError):
-            os.close(fd)

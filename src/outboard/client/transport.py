@@ -8,11 +8,10 @@ import time
 from collections.abc import Sequence
 from typing import Protocol
 
+from outboard.descriptors import ANCILLARY, received
 from outboard.errors import ConnectionLost, PeerTimeout
 
 RECEIVE_BYTES = 128 << 10
-MAX_DESCRIPTORS = 253
-ANCILLARY = socket.CMSG_SPACE(MAX_DESCRIPTORS * array.array("i").itemsize)
 
 
 class Transport(Protocol):
@@ -85,17 +84,14 @@ class SocketTransport:
             )
         except OSError as error:
             raise ConnectionLost(f"the connection broke: {error.strerror}") from error
-        fds = array.array("i")
-        for level, kind, payload in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
+        fds = received(ancillary)
         if not data or flags & socket.MSG_CTRUNC:
             for fd in fds:
                 os.close(fd)
             raise ConnectionLost(
                 "the server sent more descriptors than fit" if data else "the server has gone"
             )
-        return data, tuple(fds)
+        return data, fds
 
     def wait(self, fd: int, timeout: float) -> bool:
         """Waits for `fd` or for the server; see `Transport.wait`."""

@@ -22,6 +22,7 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Self
 
+from outboard.descriptors import ANCILLARY, received
 from outboard.device import DeviceContract
 from outboard.errors import SetupError
 from outboard.loop import Loop
@@ -31,9 +32,6 @@ from outboard.server.session import Session
 log = logging.getLogger(__name__)
 
 RECEIVE_BYTES = 16 << 10
-MAX_DESCRIPTORS = 253
-"""What Linux lets one message carry (SCM_MAX_FD): room for clients that send more than we said we take."""
-ANCILLARY = socket.CMSG_SPACE(MAX_DESCRIPTORS * array.array("i").itemsize)
 # As plain integers: arithmetic on the socket module's flags costs a microsecond each.
 SEND_FLAGS = int(socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
 RECEIVE_FLAGS = int(socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
@@ -190,7 +188,7 @@ class Server:
         except OSError as error:
             self._disconnect(f"the connection broke: {error.strerror}")
             return False
-        fds = _descriptors(ancillary) if ancillary else NO_DESCRIPTORS
+        fds = received(ancillary) if ancillary else NO_DESCRIPTORS
         if not data or flags & TRUNCATED:
             for fd in fds:
                 os.close(fd)
@@ -344,11 +342,3 @@ def _unsent(error: OSError, data: bytes | memoryview) -> int:
     # The peer has closed: reading says so next, in its turn.
     log.debug("an answer could not be sent: %s", error.strerror)
     return len(data)
-
-
-def _descriptors(ancillary: Sequence[tuple[int, int, bytes]]) -> tuple[int, ...]:
-    fds = array.array("i")
-    for level, kind, data in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
-    return tuple(fds)

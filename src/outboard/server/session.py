@@ -7,12 +7,11 @@ Requests are handled in the order of the wire.
 
 import errno
 import logging
-import os
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any
 
+from outboard.descriptors import close_all
 from outboard.device import DeviceContract
 from outboard.errors import OutboardError, RequestRefused
 from outboard.loop import Loop
@@ -77,7 +76,7 @@ class Session:
             return
         for event in self._connection.feed(data, fds):
             if self.closed:
-                _close_all(event.fds)
+                close_all(event.fds)
             elif type(event) is Request:
                 self._handle(event)
             else:
@@ -91,7 +90,7 @@ class Session:
     def close(self) -> None:
         """Ends the conversation: guest memory is unmapped, eventfds closed; the device stays."""
         self.closed = True
-        _close_all(self._connection.pending_fds)
+        close_all(self._connection.pending_fds)
         hook = getattr(self.device, "disconnected", None) if self._is_connected else None
         self._is_connected = False
         for release in (hook, *self._requests.releases()):
@@ -126,7 +125,7 @@ class Session:
         finally:
             self.in_handler = False
             if request.fds:
-                _close_all(request.fds)
+                close_all(request.fds)
         if monotonic() - started > PATIENCE:
             _warn_of_slowness(request.command.name, monotonic() - started)
         if answer:
@@ -143,7 +142,7 @@ class Session:
         return self._connection.refuse(request, errno.EIO)
 
     def _handle_other(self, event: Event) -> None:
-        _close_all(event.fds)
+        close_all(event.fds)
         match event:
             case Reply() | ErrorReply():
                 if not self._memory.deliver(event):
@@ -172,9 +171,3 @@ def _optional(device: Any, name: str, *arguments: object) -> None:
     """Calls a method that a device may have."""
     if (method := getattr(device, name, None)) is not None:
         method(*arguments)
-
-
-def _close_all(fds: Iterable[int]) -> None:
-    for fd in fds:
-        with suppress(OSError):
-            os.close(fd)
