@@ -1,0 +1,191 @@
+"""The LLVM bodies of the primitives: everything a data plane needs that Numba's language does not have.
+
+Imported when something is compiled first. Each function here has the name of the primitive it compiles,
+takes LLVM's builder and the arguments as 64-bit values, and returns a 64-bit value, or None for zero.
+"""
+
+import platform
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic, overload
+
+Builder = Any
+Value = Any
+
+I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+X86 = platform.machine() in ("x86_64", "AMD64")
+WIDE = ir.VectorType(I64, 8)
+"""A cache line."""
+STREAMED_AT_ONCE = 4
+
+
+def register(plain: Callable[..., int]) -> None:
+    """Have compiled code use the body that has the name of ``plain``."""
+    lower = globals()[plain.__name__]
+    arguments = plain.__code__.co_varnames[: plain.__code__.co_argcount]
+
+    def typer(typing_context: Any, *given: Any) -> Any:
+        def generate(context: Any, builder: Builder, signature: Any, values: Any) -> Value:
+            result = lower(builder, *values)
+            return ir.Constant(I64, 0) if result is None else result
+
+        return types.int64(*[types.int64] * len(given)), generate
+
+    # Numba looks at the names of arguments, so both functions need those of the plain one.
+    names = ", ".join(arguments)
+    scope: dict[str, Any] = {"typer": typer}
+    exec(
+        f"def typed(typing_context{', ' if names else ''}{names}): return typer(typing_context, {names})",
+        scope,
+    )
+    scope["call"] = intrinsic(scope["typed"])
+    exec(f"def implement({names}):\n def body({names}): return call({names})\n return body", scope)
+    overload(plain, inline="always")(scope["implement"])
+
+
+def load8(builder: Builder, address: Value) -> Value:
+    return _load(builder, address, I8, "monotonic")
+
+
+def load16(builder: Builder, address: Value) -> Value:
+    return _load(builder, address, I16, "monotonic")
+
+
+def load32(builder: Builder, address: Value) -> Value:
+    return _load(builder, address, I32, "monotonic")
+
+
+def load64(builder: Builder, address: Value) -> Value:
+    return _load(builder, address, I64, "monotonic")
+
+
+def load_acquire32(builder: Builder, address: Value) -> Value:
+    return _load(builder, address, I32, "acquire")
+
+
+def load_acquire64(builder: Builder, address: Value) -> Value:
+    return _load(builder, address, I64, "acquire")
+
+
+def store16(builder: Builder, address: Value, value: Value) -> None:
+    _store(builder, address, value, I16, "monotonic")
+
+
+def store32(builder: Builder, address: Value, value: Value) -> None:
+    _store(builder, address, value, I32, "monotonic")
+
+
+def store64(builder: Builder, address: Value, value: Value) -> None:
+    _store(builder, address, value, I64, "monotonic")
+
+
+def store_release32(builder: Builder, address: Value, value: Value) -> None:
+    _store(builder, address, value, I32, "release")
+
+
+def store_release64(builder: Builder, address: Value, value: Value) -> None:
+    _store(builder, address, value, I64, "release")
+
+
+def fence(builder: Builder) -> None:
+    builder.fence("seq_cst")
+
+
+def pause(builder: Builder) -> None:
+    if X86:
+        _call(builder, "llvm.x86.sse2.pause", ir.VoidType())
+
+
+def copy(builder: Builder, to: Value, source: Value, size: Value) -> None:
+    pointer = I8.as_pointer()
+    kind = ir.FunctionType(pointer, [pointer, pointer, I64])
+    function = cgutils.get_or_insert_function(builder.module, kind, "memcpy")
+    builder.call(function, [_pointer(builder, to, I8), _pointer(builder, source, I8), size])
+
+
+def fill(builder: Builder, to: Value, value: Value, size: Value) -> None:
+    pointer = I8.as_pointer()
+    kind = ir.FunctionType(pointer, [pointer, I32, I64])
+    function = cgutils.get_or_insert_function(builder.module, kind, "memset")
+    builder.call(function, [_pointer(builder, to, I8), builder.trunc(value, I32), size])
+
+
+def copy_stream(builder: Builder, to: Value, source: Value, size: Value) -> None:
+    """Whole lines, four at a time while there are so many: all loads before the stores."""
+    line = WIDE.element.width // 8 * WIDE.count
+    hint = builder.module.add_metadata([ir.Constant(I32, 1)])
+
+    def lines(count: int, offset: Value) -> None:
+        steps = [builder.add(offset, ir.Constant(I64, line * step)) for step in range(count)]
+        loaded = [builder.load(_pointer(builder, builder.add(source, step), WIDE), align=1) for step in steps]
+        for step, value in zip(steps, loaded, strict=True):
+            stored = builder.store(value, _pointer(builder, builder.add(to, step), WIDE), align=line)
+            stored.set_metadata("nontemporal", hint)
+
+    block = ir.Constant(I64, line * STREAMED_AT_ONCE)
+    whole = builder.sub(size, builder.urem(size, block))
+    with cgutils.for_range_slice(builder, ir.Constant(I64, 0), whole, block) as (offset, _):
+        lines(STREAMED_AT_ONCE, offset)
+    with cgutils.for_range_slice(builder, whole, size, ir.Constant(I64, line)) as (offset, _):
+        lines(1, offset)
+
+
+def drain_stream(builder: Builder) -> None:
+    if X86:
+        _call(builder, "llvm.x86.sse.sfence", ir.VoidType())
+    else:
+        builder.fence("seq_cst")
+
+
+def prefetch(builder: Builder, address: Value) -> None:
+    read, second_level, data = (ir.Constant(I32, number) for number in (0, 2, 1))
+    pointer = _pointer(builder, address, I8)
+    kind = ir.FunctionType(ir.VoidType(), [pointer.type, I32, I32, I32])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    builder.call(function, [pointer, read, second_level, data])
+
+
+def system_call(builder: Builder, *values: Value) -> Value:
+    """The C library's ``syscall``; its errno, negative, if it fails."""
+    kind = ir.FunctionType(I64, [I64], var_arg=True)
+    function = cgutils.get_or_insert_function(builder.module, kind, "syscall")
+    result = builder.call(function, values)
+    location = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(I32.as_pointer(), []), "__errno_location"
+    )
+    failed = builder.icmp_signed("==", result, ir.Constant(I64, -1))
+    number = builder.zext(builder.load(builder.call(location, [])), I64)
+    return builder.select(failed, builder.neg(number), result)
+
+
+def monotonic_ns(builder: Builder) -> Value:
+    times = cgutils.alloca_once(builder, ir.ArrayType(I64, 2))
+    kind = ir.FunctionType(I32, [I32, times.type])
+    function = cgutils.get_or_insert_function(builder.module, kind, "clock_gettime")
+    builder.call(function, [ir.Constant(I32, 1), times])
+    seconds, nanoseconds = (
+        builder.load(builder.gep(times, [ir.Constant(I32, 0), ir.Constant(I32, index)])) for index in (0, 1)
+    )
+    return builder.add(builder.mul(seconds, ir.Constant(I64, 10**9)), nanoseconds)
+
+
+def _pointer(builder: Builder, address: Value, kind: Any) -> Value:
+    return builder.inttoptr(address, kind.as_pointer())
+
+
+def _load(builder: Builder, address: Value, kind: Any, order: str) -> Value:
+    value = builder.load_atomic(_pointer(builder, address, kind), ordering=order, align=kind.width // 8)
+    return value if kind.width == 64 else builder.zext(value, I64)
+
+
+def _store(builder: Builder, address: Value, value: Value, kind: Any, order: str) -> None:
+    if kind.width < 64:
+        value = builder.trunc(value, kind)
+    builder.store_atomic(value, _pointer(builder, address, kind), ordering=order, align=kind.width // 8)
+
+
+def _call(builder: Builder, name: str, result: Any) -> None:
+    builder.call(cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, []), name), [])
