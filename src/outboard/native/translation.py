@@ -1,0 +1,127 @@
+"""Guest addresses to ours: the one way, bounds-checked, from an IOVA to memory of this process.
+
+A `Translation` holds the ranges of guest memory that are mapped here, sorted by IOVA, in memory that
+compiled code searches. It changes only while no compiled code runs that uses it (`Poller.paused`).
+"""
+
+from bisect import bisect_left
+
+from outboard.native.jit import jitable
+from outboard.native.memory import load64, store64
+from outboard.native.words import WORD, Block
+
+READ, WRITE = 1, 2
+"""What a device may do with a range."""
+
+COUNT, TABLE, LAST = 0, 8, 16
+"""The header: how many ranges, where they are, and the range that was hit last."""
+
+HEADER = 64
+BASE, SIZE, HOST, RIGHTS, ENTRY = 0, 8, 16, 24, 32
+"""A range: its IOVA, its bytes, its address here, `READ` and `WRITE`."""
+
+LARGEST = (1 << 63) - 1
+"""Addresses are signed in compiled code: ranges beyond are not for it."""
+
+
+@jitable
+def translate(table: int, iova: int, size: int, rights: int) -> int:
+    """The address of ``size`` bytes at ``iova``, or 0 if they are not all in one range with ``rights``.
+
+    ``table`` is `Translation.address`.
+    """
+    at = load64(table + LAST)
+    base = load64(at + BASE)
+    if iova < base or iova - base > load64(at + SIZE) - size:
+        low = 0
+        high = load64(table + COUNT)
+        entries = load64(table + TABLE)
+        while low < high:
+            middle = (low + high) // 2
+            if load64(entries + middle * ENTRY + BASE) <= iova:
+                low = middle + 1
+            else:
+                high = middle
+        if low == 0:
+            return 0
+        at = entries + (low - 1) * ENTRY
+        base = load64(at + BASE)
+        if iova - base > load64(at + SIZE) - size:
+            return 0
+        store64(table + LAST, at)
+    if load64(at + RIGHTS) & rights != rights:
+        return 0
+    return load64(at + HOST) + iova - base
+
+
+class Translation:
+    """Ranges of guest memory by IOVA, for `translate`.
+
+    Several pollers may look things up at once: the range hit last is only a hint. One who changes it has
+    to see to it that nobody does.
+
+    >>> table = Translation()
+    >>> table.add(0x10000, 0x1000, host=0x7000_0000, rights=READ)
+    >>> hex(translate(table.address, 0x10010, 16, READ))
+    '0x70000010'
+    >>> translate(table.address, 0x10010, 0x1000, READ), translate(table.address, 0x10010, 16, WRITE)
+    (0, 0)
+    """
+
+    def __init__(self) -> None:
+        self._header = Block(HEADER)
+        self._starts: list[int] = []
+        self._block = Block(64 * ENTRY)
+        self._switch()
+
+    @property
+    def address(self) -> int:
+        """What `translate` takes; the same for ever."""
+        return self._header.address
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def add(self, iova: int, size: int, *, host: int, rights: int) -> None:
+        """Add a range that overlaps no other. Ranges that end beyond 2^63 are left out."""
+        if iova + size > LARGEST:
+            return
+        if (len(self._starts) + 1) * ENTRY > self._block.size:
+            larger = Block(2 * self._block.size)
+            larger.bytes[: self._block.size] = self._block.bytes
+            self._block = larger
+        at = bisect_left(self._starts, iova)
+        words, first = self._block.words, at * ENTRY // WORD
+        end = len(self._starts) * ENTRY // WORD
+        step = ENTRY // WORD
+        words[first + step : end + step] = words[first:end]
+        for number, value in enumerate((iova, size, host, rights)):
+            words[first + number] = value
+        self._starts.insert(at, iova)
+        self._switch()
+
+    def remove(self, iova: int) -> None:
+        """Remove the range that begins at ``iova``, if it is there."""
+        at = bisect_left(self._starts, iova)
+        if at == len(self._starts) or self._starts[at] != iova:
+            return
+        words, step = self._block.words, ENTRY // WORD
+        end = len(self._starts) * step
+        words[at * step : end - step] = words[(at + 1) * step : end]
+        words[end - step : end] = memoryview(bytes(ENTRY)).cast("q")
+        del self._starts[at]
+        self._switch()
+
+    def clear(self) -> None:
+        """Remove every range."""
+        self._block.bytes[:] = bytes(self._block.size)
+        self._starts.clear()
+        self._switch()
+
+    def _switch(self) -> None:
+        header = self._header
+        header[COUNT], header[TABLE], header[LAST] = (
+            len(self._starts),
+            self._block.address,
+            self._block.address,
+        )
