@@ -46,10 +46,11 @@ class Block:
         return memoryview(self._memory)
 
 
-def offsets(*names: str, start: int = 0) -> tuple[int, ...]:
-    """One offset in bytes for each name, a word apart.
+def offsets(count: int, *, start: int = 0) -> tuple[int, ...]:
+    """Offsets in bytes of ``count`` fields, a word each.
 
-    >>> offsets("head", "tail")
-    (0, 8)
+    >>> HEAD, TAIL = offsets(2, start=64)
+    >>> HEAD, TAIL
+    (64, 72)
     """
-    return tuple(range(start, start + WORD * len(names), WORD))
+    return tuple(range(start, start + WORD * count, WORD))
