@@ -19,7 +19,7 @@ from outboard.devices.nvme.io import IO_COMMANDS
 from outboard.devices.nvme.queues import CompletionQueue, SubmissionQueue
 from outboard.devices.nvme.state import State
 from outboard.devices.nvme.status import CommandFailed, Status, status_field
-from outboard.devices.nvme.transfer import Abandoned
+from outboard.devices.nvme.transfer import Abandoned, check_flags
 from outboard.errors import DmaError
 
 log = logging.getLogger(__name__)
@@ -186,10 +186,7 @@ class Controller:
         handler = commands.get(command.opcode)
         if handler is None:
             raise CommandFailed(Status.INVALID_OPCODE, f"opcode {command.opcode:#x} is unknown", location=0)
-        if command.flags:
-            raise CommandFailed(
-                Status.INVALID_FIELD, "fused commands and scatter gather lists are not offered", location=1
-            )
+        check_flags(sq.id, command)
         if sq.id == 0 and command.cid in self.state.events.parked:
             raise CommandFailed(
                 Status.COMMAND_ID_CONFLICT, f"command {command.cid:#x} is outstanding", location=2

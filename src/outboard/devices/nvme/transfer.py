@@ -76,6 +76,14 @@ def _as_dma_error(error: OutboardError) -> DmaError:
     return error if isinstance(error, DmaError) else DmaError(str(error), errno=error.errno)
 
 
+def check_flags(sq_id: int, command: Command) -> None:
+    """Raise `CommandFailed` (Invalid Field) for flags that are not offered."""
+    if command.flags:
+        raise CommandFailed(
+            Status.INVALID_FIELD, "fused commands and scatter gather lists are not offered", location=1
+        )
+
+
 def fetch(bus: Bus, command: Command, length: int) -> bytes:
     """Return the ``length`` bytes the host gives with ``command``: our own copy."""
     return _gather(bus, segments(bus, command.prp1, command.prp2, length))
