@@ -1,8 +1,10 @@
 """Guest memory: mapping, copying, viewing, refusing."""
 
+import ctypes
 import errno
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 from hypothesis import given
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 
 from outboard.dma import ADDRESS_SPACE, MAX_MESSAGE_TRANSFER, GuestMemory, Mapping
 from outboard.errors import DmaForbidden, DmaUnmapped, RequestRefused
+from outboard.native.translation import READ, WRITE, translate
 
 PAGE = 4096
 
@@ -299,3 +302,107 @@ def test_memory_equals_a_model(ranges: list[tuple[int, int]], start: int, length
         with pytest.raises(DmaUnmapped):
             memory.write(start, bytes(len(wanted)))
     memory.unmap_all()
+
+
+def found(memory: GuestMemory, iova: int, size: int = 1, rights: int = READ) -> int:
+    return translate(memory.translation.address, iova, size, rights)
+
+
+def test_compiled_code_finds_the_files_bytes_under_their_guest_address(memory: GuestMemory) -> None:
+    memory.map(
+        Mapping(0x10_0000, PAGE, fd=memory_file(4 * PAGE, bytes(2 * PAGE) + b"first"), offset=2 * PAGE)
+    )
+    assert ctypes.string_at(found(memory, 0x10_0001), 4) == b"irst"
+    memory.map(Mapping(0x20_0000, PAGE, fd=memory_file(PAGE, b"second")))
+    assert ctypes.string_at(found(memory, 0x20_0000), 6) == b"second"
+    assert found(memory, 0x10_0000 + PAGE) == found(memory, 0x10_0000, PAGE + 1) == 0
+    memory.unmap(0x10_0000, PAGE)
+    assert found(memory, 0x10_0000) == 0
+    assert found(memory, 0x20_0000)
+    memory.unmap_all()
+    assert found(memory, 0x20_0000) == 0
+
+
+def test_compiled_code_has_the_rights_the_client_gave(memory: GuestMemory) -> None:
+    memory.map(Mapping(0, PAGE, writable=False, fd=memory_file(PAGE)))
+    memory.map(Mapping(PAGE, PAGE, readable=False, fd=memory_file(PAGE)))
+    assert [bool(found(memory, 0, rights=rights)) for rights in (READ, WRITE, READ | WRITE)] == [1, 0, 0]
+    assert [bool(found(memory, PAGE, rights=rights)) for rights in (READ, WRITE, READ | WRITE)] == [0, 1, 0]
+
+
+def test_compiled_code_finds_nothing_while_bus_mastering_is_off(memory: GuestMemory) -> None:
+    memory.enabled = False
+    memory.map(Mapping(0, PAGE, fd=memory_file(PAGE)))
+    assert found(memory, 0) == 0
+    memory.enabled = True
+    assert found(memory, 0)
+    memory.map(Mapping(PAGE, PAGE, fd=memory_file(PAGE)))
+    assert found(memory, PAGE)
+    memory.enabled = False
+    assert found(memory, 0) == found(memory, PAGE) == 0
+
+
+def test_compiled_code_does_not_see_what_it_could_not_reach(memory: GuestMemory) -> None:
+    fd = memory_file(PAGE)
+    read_only = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY)
+    memory.map(Mapping(0, PAGE))
+    memory.map(Mapping(PAGE, PAGE, writable=False, fd=read_only))
+    memory.map(Mapping((1 << 63) - PAGE // 2, PAGE, fd=fd))
+    memory.map(Mapping(1 << 63 | PAGE, PAGE, fd=memory_file(PAGE)))
+    memory.map(Mapping((1 << 63) - 3 * PAGE, PAGE, fd=memory_file(PAGE)))
+    assert len(memory.translation) == 1
+    assert found(memory, (1 << 63) - 3 * PAGE, PAGE)
+    assert found(memory, PAGE) == found(memory, -(1 << 63) + PAGE) == 0
+
+
+def test_thousands_of_ranges_are_found_each(memory: GuestMemory) -> None:
+    first = memory.translation.address
+    fd = memory_file(2000 * PAGE)
+    order = [number * 7 % 2000 for number in range(2000)]
+    for number in order:
+        memory.map(Mapping(2 * number * PAGE, PAGE, fd=os.dup(fd), offset=number * PAGE))
+    start = found(memory, 0)
+    assert [found(memory, 2 * number * PAGE) - start for number in order] == [n * PAGE for n in order]
+    for number in order[::2]:
+        memory.unmap(2 * number * PAGE, PAGE)
+    assert [bool(found(memory, 2 * number * PAGE)) for number in order] == [False, True] * 1000
+    assert memory.translation.address == first
+    os.close(fd)
+
+
+def test_guest_memory_changes_only_while_its_users_let_go_of_it(memory: GuestMemory) -> None:
+    events: list[str] = []
+
+    @contextmanager
+    def user(name: str) -> Iterator[None]:
+        events.append(f"{name} stops")
+        yield
+        events.append(f"{name} goes on with {len(memory.maps)}, {memory.enabled}")
+
+    memory.users += [lambda: user("a"), lambda: user("b")]
+    memory.map(Mapping(0, PAGE, fd=memory_file(PAGE)))
+    with pytest.raises(RequestRefused):
+        memory.map(Mapping(0, PAGE // 2))
+    memory.enabled = True
+    assert events == ["a stops", "b stops", "b goes on with 1, True", "a goes on with 1, True"]
+    events.clear()
+    memory.enabled = False
+    memory.enabled = True
+    memory.unmap(0, PAGE)
+    memory.map(Mapping(0, PAGE))
+    memory.map(Mapping(PAGE, PAGE))
+    memory.unmap_all()
+    goes_on = [event.removeprefix("a goes on with ") for event in events if event.startswith("a goes")]
+    assert goes_on == ["1, False", "1, True", "0, True", "1, True", "2, True", "0, True"]
+
+
+def test_the_file_is_unmapped_although_compiled_code_knew_its_address(memory: GuestMemory) -> None:
+    fd = memory_file(PAGE)
+    assert found(memory, 0) == 0
+    memory.map(Mapping(0, PAGE, fd=fd))
+    assert found(memory, 0)
+    with open("/proc/self/maps") as maps:
+        assert "memfd:test" in maps.read()
+    memory.unmap(0, PAGE)
+    with open("/proc/self/maps") as maps:
+        assert "memfd:test" not in maps.read()

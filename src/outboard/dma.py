@@ -3,22 +3,23 @@
 Follows DMA_MAP and DMA_UNMAP of vfio-user. A range mapped with a file descriptor is shared memory:
 reading and writing it costs a copy. Each file is mapped into this process once, however many ranges
 of it the client maps (QEMU maps the same file hundreds of times while firmware runs). A range mapped
-without a descriptor is reached by messages to the client, through `GuestMemory.remote`.
+without a descriptor is reached by messages to the client, through `GuestMemory.remote`. Compiled code
+reaches guest memory through `GuestMemory.translation`.
 """
 
 import bisect
 import errno
-import fcntl
 import logging
-import mmap
 import os
 import weakref
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from outboard.errors import DmaForbidden, DmaUnmapped, RequestRefused
+from outboard.guest_files import GuestFile, GuestFiles
+from outboard.native.translation import READ, WRITE, Translation
 
 log = logging.getLogger(__name__)
 
@@ -59,25 +60,12 @@ class RemoteMemory(Protocol):
         """Stores `data` at IOVA `address`."""
 
 
-class _File:
-    """One file, mapped whole and once; lives while a range of it is mapped."""
-
-    __slots__ = ("bytes", "key", "length", "ranges")
-
-    def __init__(self, key: tuple[int, int, bool], fd: int, length: int) -> None:
-        self.key = key
-        self.length = length
-        self.ranges = 0
-        protection = mmap.PROT_READ | (mmap.PROT_WRITE if key[2] else 0)
-        self.bytes = mmap.mmap(fd, length, mmap.MAP_SHARED, protection)
-
-
 class _Range:
     """A mapped range, its file and the views handed out over it."""
 
     __slots__ = ("base", "end", "file", "mapping", "start", "views")
 
-    def __init__(self, mapping: Mapping, file: _File | None) -> None:
+    def __init__(self, mapping: Mapping, file: GuestFile | None) -> None:
         self.mapping = mapping
         self.start = mapping.address
         self.end = mapping.address + mapping.size
@@ -90,7 +78,9 @@ class GuestMemory:
     """The ranges a client has mapped, and every access a device makes to them.
 
     ``enabled`` is the device's bus-master switch: while it is False each access raises `DmaForbidden`.
-    ``remote`` serves ranges that came without a descriptor.
+    ``remote`` serves ranges that came without a descriptor. ``users`` are those who look addresses up
+    in threads of their own: each gives a context in which it uses no guest memory (`Poller.paused`), and
+    whatever is mapped, unmapped, allowed or forbidden changes inside of all of them.
 
     >>> memory = GuestMemory()
     >>> fd = os.memfd_create("guest")
@@ -107,11 +97,41 @@ class GuestMemory:
     """
 
     def __init__(self) -> None:
-        self.enabled = True
         self.remote: RemoteMemory | None = None
+        self.users: list[Callable[[], AbstractContextManager[None]]] = []
+        self._enabled = True
         self._ranges: list[_Range] = []
         self._starts: list[int] = []
-        self._files: dict[tuple[int, int, bool], _File] = {}
+        self._files = GuestFiles()
+        self._translation: Translation | None = None
+
+    @property
+    def enabled(self) -> bool:
+        """Whether the device may reach guest memory at all."""
+        return self._enabled
+
+    @enabled.setter
+    def enabled(self, enabled: bool) -> None:
+        if enabled == self._enabled:
+            return
+        with self._unused():
+            self._enabled = enabled
+            if self._translation is not None:
+                self._translation.enabled = enabled
+
+    @property
+    def translation(self) -> Translation:
+        """IOVA to addresses of this process, for compiled code; up to date from its first use on.
+
+        It has the ranges whose file is open for reading and writing, and finds nothing while `enabled`
+        is False. Whoever uses it in a thread belongs into `users`.
+        """
+        if self._translation is None:
+            self._translation = Translation()
+            self._translation.enabled = self._enabled
+            for entry in self._ranges:
+                self._translate(entry)
+        return self._translation
 
     @property
     def maps(self) -> tuple[Mapping, ...]:
@@ -131,7 +151,7 @@ class GuestMemory:
         EEXIST for an overlap; ENOSPC for too many ranges.
         """
         try:
-            file = self._check(mapping)
+            file = self._open(mapping)
         finally:
             if mapping.fd is not None:
                 with suppress(OSError):
@@ -140,7 +160,7 @@ class GuestMemory:
         at = bisect.bisect_right(self._starts, mapping.address)
         for other in self._ranges[max(at - 1, 0) : at + 1]:
             if other.start < entry.end and entry.start < other.end:
-                self._release(file)
+                self._files.release(file)
                 if other.mapping == entry.mapping and other.file is file:
                     return
                 raise RequestRefused(
@@ -148,14 +168,16 @@ class GuestMemory:
                     errno=errno.EEXIST,
                 )
         if len(self._ranges) >= MAX_MAPS:
-            self._release(file)
+            self._files.release(file)
             raise RequestRefused(
                 f"cannot map {mapping}: {MAX_MAPS} ranges are mapped already", errno=errno.ENOSPC
             )
         if file:
             file.ranges += 1
-        self._starts.insert(at, entry.start)
-        self._ranges.insert(at, entry)
+        with self._unused():
+            self._starts.insert(at, entry.start)
+            self._ranges.insert(at, entry)
+            self._translate(entry)
 
     def unmap(self, address: int, size: int) -> Mapping:
         """Removes the range that is exactly `size` bytes at `address`, and kills the views over it.
@@ -168,18 +190,14 @@ class GuestMemory:
                 f"cannot unmap {size:#x} bytes at {address:#x}: no range was mapped like that",
                 errno=errno.ENOENT,
             )
-        del self._starts[at]
-        entry = self._ranges.pop(at)
-        _kill_views(entry)
-        if entry.file:
-            entry.file.ranges -= 1
-            self._release(entry.file)
-        return entry.mapping
+        with self._unused():
+            return self._remove(at)
 
     def unmap_all(self) -> None:
         """Removes every range."""
-        for mapping in self.maps:
-            self.unmap(mapping.address, mapping.size)
+        with self._unused():
+            while self._ranges:
+                self._remove(len(self._ranges) - 1)
 
     def view(self, address: int, size: int, *, writable: bool = False) -> memoryview:
         """The guest's own bytes, without a copy; dies (ValueError on touch) when the range is unmapped.
@@ -244,6 +262,34 @@ class GuestMemory:
                 self._require_remote(at, count).write(at, bytes(piece))
             done += count
 
+    @contextmanager
+    def _unused(self) -> Iterator[None]:
+        """Nobody uses guest memory in another thread."""
+        with ExitStack() as users:
+            for user in self.users:
+                users.enter_context(user())
+            yield
+
+    def _translate(self, entry: _Range) -> None:
+        if self._translation is not None and entry.file is not None and entry.file.address:
+            self._translation.add(
+                entry.start,
+                entry.mapping.size,
+                host=entry.file.address + entry.mapping.offset,
+                rights=READ * entry.mapping.readable | WRITE * entry.mapping.writable,
+            )
+
+    def _remove(self, at: int) -> Mapping:
+        del self._starts[at]
+        entry = self._ranges.pop(at)
+        if self._translation is not None:
+            self._translation.remove(entry.start)
+        _kill_views(entry)
+        if entry.file:
+            entry.file.ranges -= 1
+            self._files.release(entry.file)
+        return entry.mapping
+
     def _find(self, address: int, size: int, write: bool, doing: str) -> _Range:
         """The range in which `address` lies, with the device's right to it checked."""
         at = bisect.bisect_right(self._starts, address) - 1
@@ -298,49 +344,16 @@ class GuestMemory:
             )
         return self.remote
 
-    def _check(self, mapping: Mapping) -> _File | None:
+    def _open(self, mapping: Mapping) -> GuestFile | None:
         """The file behind a mapping, mapped; refuses what cannot be."""
         if mapping.size <= 0 or mapping.address < 0 or mapping.address + mapping.size > ADDRESS_SPACE:
             raise RequestRefused(f"cannot map {mapping}: the size is 0 or the range ends past 2^64")
         if mapping.fd is None:
             return None
         try:
-            status = os.fstat(mapping.fd)
-            access = fcntl.fcntl(mapping.fd, fcntl.F_GETFL) & os.O_ACCMODE
-        except OSError as error:
-            raise RequestRefused(f"cannot map {mapping}: bad descriptor ({error.strerror})") from error
-        # A descriptor shorter than its range would kill us (SIGBUS) at the first touch of the missing part.
-        if mapping.offset < 0 or mapping.offset + mapping.size > status.st_size:
-            raise RequestRefused(
-                f"cannot map {mapping}: its descriptor has {status.st_size:#x} bytes,"
-                f" the range ends at {mapping.offset + mapping.size:#x} of it"
-            )
-        if mapping.writable and access != os.O_RDWR:
-            raise RequestRefused(
-                f"cannot map {mapping}: its descriptor is not open for writing", errno=errno.EACCES
-            )
-        key = (status.st_dev, status.st_ino, access == os.O_RDWR)
-        file = self._files.get(key)
-        if file is None or file.length < mapping.offset + mapping.size:
-            try:
-                file = _File(key, mapping.fd, status.st_size)
-            except (OSError, ValueError, OverflowError) as error:
-                raise RequestRefused(
-                    f"cannot map {mapping}: its descriptor cannot be mapped ({error})"
-                ) from error
-            self._files[key] = file
-        return file
-
-    def _release(self, file: _File | None) -> None:
-        """Unmaps a file from which no range is left."""
-        if file is None or file.ranges:
-            return
-        if self._files.get(file.key) is file:
-            del self._files[file.key]
-        try:
-            file.bytes.close()
-        except BufferError:
-            log.error("a slice of a DMA view outlives its range: the memory stays mapped until it is dropped")
+            return self._files.open(mapping.fd, mapping.offset, mapping.size, writable=mapping.writable)
+        except RequestRefused as error:
+            raise RequestRefused(f"cannot map {mapping}: {error}", errno=error.errno) from error
 
 
 def _usable(view: memoryview | None) -> bool:

@@ -2,6 +2,9 @@
 
 A `Translation` holds the ranges of guest memory that are mapped here, sorted by IOVA, in memory that
 compiled code searches. It changes only while no compiled code runs that uses it (`Poller.paused`).
+
+Each reader has a header of its own, in which it keeps the range it hit last: pollers that shared one
+would take its cache line from each other at every command.
 """
 
 from bisect import bisect_left
@@ -16,7 +19,10 @@ READ, WRITE = 1, 2
 COUNT, TABLE, LAST = 0, 8, 16
 """The header: how many ranges, where they are, and the range that was hit last."""
 
-HEADER = 64
+NOTHING = 64
+"""Behind the header: an entry that no address is in."""
+
+HEADER = 128
 BASE, SIZE, HOST, RIGHTS, ENTRY = 0, 8, 16, 24, 32
 """A range: its IOVA, its bytes, its address here, `READ` and `WRITE`."""
 
@@ -28,7 +34,7 @@ LARGEST = (1 << 63) - 1
 def translate(table: int, iova: int, size: int, rights: int) -> int:
     """The address of ``size`` bytes at ``iova``, or 0 if they are not all in one range with ``rights``.
 
-    ``table`` is `Translation.address`.
+    ``table`` is `Translation.address`, or what `Translation.reader` gave. ``size`` is not negative.
     """
     at = load64(table + LAST)
     base = load64(at + BASE)
@@ -57,8 +63,8 @@ def translate(table: int, iova: int, size: int, rights: int) -> int:
 class Translation:
     """Ranges of guest memory by IOVA, for `translate`.
 
-    Several pollers may look things up at once: the range hit last is only a hint. One who changes it has
-    to see to it that nobody does.
+    One who changes it has to see to it that nobody looks anything up meanwhile. While ``enabled`` is
+    False every address is in no range.
 
     >>> table = Translation()
     >>> table.add(0x10000, 0x1000, host=0x7000_0000, rights=READ)
@@ -69,21 +75,38 @@ class Translation:
     """
 
     def __init__(self) -> None:
-        self._header = Block(HEADER)
+        self._headers = [Block(HEADER)]
         self._starts: list[int] = []
         self._block = Block(64 * ENTRY)
+        self._enabled = True
         self._switch()
 
     @property
     def address(self) -> int:
-        """What `translate` takes; the same for ever."""
-        return self._header.address
+        """What `translate` takes, for the only reader or for Python; the same for ever."""
+        return self._headers[0].address
+
+    def reader(self) -> int:
+        """What `translate` takes, for one more thread that looks things up; the same for ever."""
+        self._headers.append(Block(HEADER))
+        self._switch()
+        return self._headers[-1].address
+
+    @property
+    def enabled(self) -> bool:
+        """Whether anything is found at all."""
+        return self._enabled
+
+    @enabled.setter
+    def enabled(self, enabled: bool) -> None:
+        self._enabled = enabled
+        self._switch()
 
     def __len__(self) -> int:
         return len(self._starts)
 
     def add(self, iova: int, size: int, *, host: int, rights: int) -> None:
-        """Add a range that overlaps no other. Ranges that end beyond 2^63 are left out."""
+        """Add a range that overlaps no other. Ranges that end beyond `LARGEST` are left out."""
         if iova + size > LARGEST:
             return
         if (len(self._starts) + 1) * ENTRY > self._block.size:
@@ -108,20 +131,17 @@ class Translation:
         words, step = self._block.words, ENTRY // WORD
         end = len(self._starts) * step
         words[at * step : end - step] = words[(at + 1) * step : end]
-        words[end - step : end] = memoryview(bytes(ENTRY)).cast("q")
         del self._starts[at]
         self._switch()
 
     def clear(self) -> None:
         """Remove every range."""
-        self._block.bytes[:] = bytes(self._block.size)
         self._starts.clear()
         self._switch()
 
     def _switch(self) -> None:
-        header = self._header
-        header[COUNT], header[TABLE], header[LAST] = (
-            len(self._starts),
-            self._block.address,
-            self._block.address,
-        )
+        """Show every reader the table as it is now."""
+        count = len(self._starts) if self._enabled else 0
+        for header in self._headers:
+            header[COUNT], header[TABLE] = count, self._block.address
+            header[LAST] = header.address + NOTHING

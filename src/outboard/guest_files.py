@@ -1,0 +1,77 @@
+"""The files behind guest memory: each is mapped into this process whole and once.
+
+However many ranges of it the client maps (QEMU maps the same file hundreds of times while firmware
+runs), a file costs one mapping, which lives while a range of it is mapped, and no descriptor.
+"""
+
+import errno
+import fcntl
+import logging
+import mmap
+import os
+
+from outboard.errors import RequestRefused
+from outboard.native.memory import address_of
+
+log = logging.getLogger(__name__)
+
+
+class GuestFile:
+    """One file: its ``bytes``, and their ``address`` in this process, 0 if they may only be read."""
+
+    __slots__ = ("address", "bytes", "key", "length", "ranges")
+
+    def __init__(self, key: tuple[int, int, bool], fd: int, length: int) -> None:
+        self.key = key
+        self.length = length
+        self.ranges = 0
+        writable = key[2]
+        protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+        self.bytes = mmap.mmap(fd, length, mmap.MAP_SHARED, protection)
+        self.address = address_of(self.bytes) if writable else 0
+
+
+class GuestFiles:
+    """The files that are mapped now; whoever maps a range counts it in ``GuestFile.ranges``."""
+
+    def __init__(self) -> None:
+        self._files: dict[tuple[int, int, bool], GuestFile] = {}
+
+    def open(self, fd: int, offset: int, size: int, *, writable: bool) -> GuestFile:
+        """The file of ``fd``, mapped at least as far as a range of ``size`` bytes at ``offset`` goes.
+
+        Raises RequestRefused: EINVAL for a descriptor that cannot be mapped or is shorter than the range,
+        EACCES if it has to be ``writable`` and is not. The descriptor stays the caller's.
+        """
+        try:
+            status = os.fstat(fd)
+            access = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
+        except OSError as error:
+            raise RequestRefused(f"bad descriptor ({error.strerror})") from error
+        # A descriptor shorter than its range would kill us (SIGBUS) at the first touch of the missing part.
+        if offset < 0 or offset + size > status.st_size:
+            raise RequestRefused(
+                f"its descriptor has {status.st_size:#x} bytes, the range ends at {offset + size:#x} of it"
+            )
+        if writable and access != os.O_RDWR:
+            raise RequestRefused("its descriptor is not open for writing", errno=errno.EACCES)
+        key = (status.st_dev, status.st_ino, access == os.O_RDWR)
+        file = self._files.get(key)
+        if file is None or file.length < offset + size:
+            try:
+                file = GuestFile(key, fd, status.st_size)
+            except (OSError, ValueError, OverflowError) as error:
+                raise RequestRefused(f"its descriptor cannot be mapped ({error})") from error
+            self._files[key] = file
+        return file
+
+    def release(self, file: GuestFile | None) -> None:
+        """Unmaps a file from which no range is left."""
+        if file is None or file.ranges:
+            return
+        if self._files.get(file.key) is file:
+            del self._files[file.key]
+        try:
+            file.bytes.close()
+        except BufferError:
+            log.error("a slice of a DMA view outlives its range: the memory stays mapped until it is dropped")
