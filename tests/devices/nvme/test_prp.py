@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outboard.devices.nvme.prp import segments
+from outboard.devices.nvme.prp import runs as walk
 from outboard.devices.nvme.spec import PAGE
 from outboard.devices.nvme.status import CommandFailed, Status
 from outboard.errors import DmaUnmapped
@@ -80,7 +80,7 @@ def test_a_legal_walk_finds_the_bytes_that_a_model_finds(
         prp2 = build(rest, lists, places, list_offset)
     else:
         prp2 = rest[0] if rest else data.draw(st.integers(0, (1 << 64) - 1))
-    runs = segments(lists, prp1, prp2, length)
+    runs = walk(lists, prp1, prp2, length)
     expected, left = [], length
     for number, page in enumerate(pages):
         start = offset if number == 0 else 0
@@ -111,7 +111,7 @@ def test_garbage_ends_in_a_named_status(prp1: int, prp2: int, length: int, conte
             lists.put(page * PAGE + at, content[: (PAGE - at) // 8])
     status, runs = Status.SUCCESS, [(0, length)]
     try:
-        runs = segments(lists, prp1, prp2, length)
+        runs = walk(lists, prp1, prp2, length)
     except CommandFailed as failure:
         status = failure.status
     assert status in (Status.SUCCESS, Status.PRP_OFFSET_INVALID, Status.DATA_TRANSFER_ERROR)
@@ -124,7 +124,7 @@ def test_garbage_ends_in_a_named_status(prp1: int, prp2: int, length: int, conte
 @pytest.mark.parametrize("prp1", [1, 2, 3, 0x1001])
 def test_data_begins_on_a_dword(prp1: int) -> None:
     with pytest.raises(CommandFailed) as caught:
-        segments(Lists(), prp1, 0, 4)
+        walk(Lists(), prp1, 0, 4)
     assert (caught.value.status, caught.value.location) == (Status.PRP_OFFSET_INVALID, 24)
 
 
@@ -132,13 +132,13 @@ def test_data_begins_on_a_dword(prp1: int) -> None:
 @pytest.mark.parametrize("prp2", [4, 0x1008, 0x1FFC])
 def test_a_second_page_begins_with_the_page(prp2: int) -> None:
     with pytest.raises(CommandFailed) as caught:
-        segments(Lists(), 0x1000, prp2, PAGE + 1)
+        walk(Lists(), 0x1000, prp2, PAGE + 1)
     assert caught.value.status == Status.PRP_OFFSET_INVALID
 
 
 @pytest.mark.point("D02")
 def test_a_second_word_that_is_not_needed_is_not_looked_at() -> None:
-    assert segments(Lists(), 0x1004, 0x3, PAGE - 4) == [(0x1004, PAGE - 4)]
+    assert walk(Lists(), 0x1004, 0x3, PAGE - 4) == [(0x1004, PAGE - 4)]
 
 
 @pytest.mark.point("D03")
@@ -155,7 +155,7 @@ def test_misaligned_lists_are_prp_offset_invalid(prp2: int, entries: list[int]) 
     lists.put(prp2 & ~7, entries)
     lists.put(0x6000, [0x2000, 0x3000])
     with pytest.raises(CommandFailed) as caught:
-        segments(lists, 0x1000, prp2, 3 * PAGE)
+        walk(lists, 0x1000, prp2, 3 * PAGE)
     assert caught.value.status == Status.PRP_OFFSET_INVALID
 
 
@@ -163,7 +163,7 @@ def test_misaligned_lists_are_prp_offset_invalid(prp2: int, entries: list[int]) 
 def test_the_last_entry_of_a_page_is_data_if_nothing_comes_after_it() -> None:
     lists = Lists()
     lists.put(0x5FF0, [0x2000, 0x9000])
-    assert segments(lists, 0x1000, 0x5FF0, 3 * PAGE) == [(0x1000, 2 * PAGE), (0x9000, PAGE)]
+    assert walk(lists, 0x1000, 0x5FF0, 3 * PAGE) == [(0x1000, 2 * PAGE), (0x9000, PAGE)]
 
 
 @pytest.mark.point("D03")
@@ -171,7 +171,7 @@ def test_a_list_of_one_entry_at_the_end_of_a_page_chains_at_once() -> None:
     lists = Lists()
     lists.put(0x5FF8, [0x6000])
     lists.put(0x6000, [0x8000, 0xA000])
-    assert segments(lists, 0x1000, 0x5FF8, 3 * PAGE) == [(0x1000, PAGE), (0x8000, PAGE), (0xA000, PAGE)]
+    assert walk(lists, 0x1000, 0x5FF8, 3 * PAGE) == [(0x1000, PAGE), (0x8000, PAGE), (0xA000, PAGE)]
 
 
 @pytest.mark.point("D04")
@@ -181,5 +181,5 @@ def test_a_list_that_cannot_be_read_is_a_data_transfer_error(chained: bool) -> N
     if chained:
         lists.put(0x5FF8, [0x6000])
     with pytest.raises(CommandFailed) as caught:
-        segments(lists, 0x1000, 0x5FF8, 4 * PAGE)
+        walk(lists, 0x1000, 0x5FF8, 4 * PAGE)
     assert caught.value.status == Status.DATA_TRANSFER_ERROR

@@ -57,6 +57,11 @@ class Command:
         )
 
     @property
+    def psdt(self) -> int:
+        """PRP or SGL for Data Transfer: 0 for PRPs, 1 and 2 for SGLs (they differ in what metadata is in)."""
+        return self.flags >> 6
+
+    @property
     def slba(self) -> int:
         """Starting LBA, of the commands that have one: dwords 10 and 11."""
         return self.cdw10 | self.cdw11 << 32

@@ -8,7 +8,7 @@ ends in its own completion; only queues that cannot be read or written at all en
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from enum import Enum
 
@@ -20,6 +20,7 @@ from outboard.devices.nvme.queues import CompletionQueue, SubmissionQueue
 from outboard.devices.nvme.state import State
 from outboard.devices.nvme.status import CommandFailed, Status, status_field
 from outboard.devices.nvme.transfer import Abandoned, check_flags
+from outboard.devices.nvme.work import run_inline
 from outboard.errors import DmaError
 
 log = logging.getLogger(__name__)
@@ -191,7 +192,8 @@ class Controller:
             raise CommandFailed(
                 Status.COMMAND_ID_CONFLICT, f"command {command.cid:#x} is outstanding", location=2
             )
-        return handler(self.state, command)
+        result = handler(self.state, command)
+        return run_inline(result) if isinstance(result, Generator) else result
 
     def _fail(self, sq: SubmissionQueue, command: Command, failure: CommandFailed) -> int:
         """Log a failure where the host can read it; return its status field."""

@@ -5,6 +5,7 @@ import struct
 from outboard.devices.nvme import layouts
 from outboard.devices.nvme.command import Command
 from outboard.devices.nvme.namespace import Names, Namespace, derived_uuid
+from outboard.devices.nvme.sgl import BIT_BUCKETS, DWORD_ALIGNED, LONGER_THAN_DATA
 from outboard.devices.nvme.spec import BROADCAST, VERSION, Cns, Csi
 from outboard.devices.nvme.state import State
 from outboard.devices.nvme.status import CommandFailed, Status
@@ -80,6 +81,7 @@ def controller(state: State) -> bytes:
         oncs=COMPARE | DATASET_MANAGEMENT | WRITE_ZEROES | SELECT | TIMESTAMP,
         vwc=0b111,  # there is a write cache; Flush accepts the broadcast NSID
         tnvmcap=sum(space.blocks * space.block_size for space in state.namespaces.values()),
+        sgls=DWORD_ALIGNED | BIT_BUCKETS | LONGER_THAN_DATA,
         subnqn=f"nqn.2014-08.org.nvmexpress:uuid:{subsystem}".encode(),
         psd0=struct.pack("<H30x", 2500),  # 25 W, the largest a slot gives
     )

@@ -1,14 +1,20 @@
-"""The NVM command set: Read, Write and the rest of what is done with blocks (NVM Command Set 1.0, 3.2)."""
+"""The NVM command set: Read, Write and the rest of what is done with blocks (NVM Command Set 1.0, 3.2).
+
+Every command waits for storage, and is a `Work` for that reason.
+"""
 
 import errno
 import struct
+from collections.abc import Iterator
+from functools import partial
 
 from outboard.devices.nvme.command import Command
 from outboard.devices.nvme.namespace import Namespace
 from outboard.devices.nvme.spec import BROADCAST, IoOpcode
 from outboard.devices.nvme.state import Handler, State
 from outboard.devices.nvme.status import CommandFailed, Status
-from outboard.devices.nvme.transfer import fetch, load, store
+from outboard.devices.nvme.transfer import fetch, runs, scatter
+from outboard.devices.nvme.work import Call, Work
 from outboard.errors import StorageError
 
 FORCE_UNIT_ACCESS = 1 << 30
@@ -19,28 +25,32 @@ _RANGE = struct.Struct("<IIQ")
 _SLBA_LOCATION, _NLB_LOCATION = 40, 48
 
 
-def read(state: State, command: Command) -> int:
+def read(state: State, command: Command) -> Work:
     """Execute Read."""
     space = state.namespace(command.nsid)
     offset, size = _extent(state, space, command)
+    found = runs(state.bus, command, size, reading=True)
+    data = bytearray(size)
     try:
         if command.cdw12 & FORCE_UNIT_ACCESS:
-            space.storage.flush()
-        load(state.bus, command, space.storage, offset, size)
+            yield Call(space.storage, space.storage.flush)
+        yield Call(space.storage, partial(space.storage.readinto, offset, memoryview(data)))
     except StorageError as error:
         raise _media_error(state, Status.UNRECOVERED_READ_ERROR, error) from error
+    scatter(state.bus, found, data)
     state.health.reads += 1
     state.health.bytes_read += size
     return 0
 
 
-def write(state: State, command: Command) -> int:
-    """Execute Write."""
+def write(state: State, command: Command) -> Work:
+    """Execute Write. All of the guest's data is here before the first byte is stored."""
     space = state.namespace(command.nsid)
     offset, size = _extent(state, space, command)
+    data = fetch(state.bus, command, size)
     try:
-        store(state.bus, command, space.storage, offset, size)
-        _settle(state, space, command.cdw12)
+        yield Call(space.storage, partial(space.storage.write, offset, data))
+        yield from _settle(state, space, command.cdw12)
     except StorageError as error:
         raise _media_error(state, Status.WRITE_FAULT, error) from error
     state.health.writes += 1
@@ -48,13 +58,13 @@ def write(state: State, command: Command) -> int:
     return 0
 
 
-def compare(state: State, command: Command) -> int:
+def compare(state: State, command: Command) -> Work:
     """Execute Compare."""
     space = state.namespace(command.nsid)
     offset, size = _extent(state, space, command)
-    theirs = fetch(state.bus, command, size)
+    theirs, ours = fetch(state.bus, command, size), bytearray(size)
     try:
-        ours = space.storage.read(offset, size)
+        yield Call(space.storage, partial(space.storage.readinto, offset, memoryview(ours)))
     except StorageError as error:
         raise _media_error(state, Status.UNRECOVERED_READ_ERROR, error) from error
     state.health.reads += 1
@@ -63,33 +73,33 @@ def compare(state: State, command: Command) -> int:
     return 0
 
 
-def flush(state: State, command: Command) -> int:
+def flush(state: State, command: Command) -> Work:
     """Execute Flush, of one namespace or of all."""
-    spaces = state.namespaces.values() if command.nsid == BROADCAST else [state.namespace(command.nsid)]
+    every = command.nsid == BROADCAST
+    spaces = list(state.namespaces.values()) if every else [state.namespace(command.nsid)]
     try:
         for space in spaces:
-            space.storage.flush()
+            yield Call(space.storage, space.storage.flush)
     except StorageError as error:
         raise _media_error(state, Status.WRITE_FAULT, error) from error
     return 0
 
 
-def write_zeroes(state: State, command: Command) -> int:
+def write_zeroes(state: State, command: Command) -> Work:
     """Execute Write Zeroes. No data moves, so MDTS does not limit it."""
     space = state.namespace(command.nsid)
     offset, size = _blocks(space, command.slba, (command.cdw12 & 0xFFFF) + 1)
+    discarding = command.cdw12 & DEALLOCATE_ZEROES and space.storage.discard_zeroes
+    make_zeros = space.storage.discard if discarding else space.storage.write_zeroes
     try:
-        if command.cdw12 & DEALLOCATE_ZEROES and space.storage.discard_zeroes:
-            space.storage.discard(offset, size)
-        else:
-            space.storage.write_zeroes(offset, size)
-        _settle(state, space, command.cdw12)
+        yield Call(space.storage, partial(make_zeros, offset, size))
+        yield from _settle(state, space, command.cdw12)
     except StorageError as error:
         raise _media_error(state, Status.WRITE_FAULT, error) from error
     return 0
 
 
-def dataset_management(state: State, command: Command) -> int:
+def dataset_management(state: State, command: Command) -> Work:
     """Execute Dataset Management: deallocate. Every range is checked before the first one is."""
     space = state.namespace(command.nsid)
     count = (command.cdw10 & 0xFF) + 1
@@ -98,8 +108,8 @@ def dataset_management(state: State, command: Command) -> int:
     if command.cdw11 & DEALLOCATE:
         try:
             for offset, size in extents:
-                space.storage.discard(offset, size)
-            _settle(state, space, 0)
+                yield Call(space.storage, partial(space.storage.discard, offset, size))
+            yield from _settle(state, space, 0)
         except StorageError as error:
             raise _media_error(state, Status.WRITE_FAULT, error) from error
     return 0
@@ -125,10 +135,10 @@ def _blocks(space: Namespace, slba: int, blocks: int) -> tuple[int, int]:
     return slba * space.block_size, blocks * space.block_size
 
 
-def _settle(state: State, space: Namespace, cdw12: int) -> None:
+def _settle(state: State, space: Namespace, cdw12: int) -> Iterator[Call]:
     """Make a write durable before it completes, if the host asks for that."""
     if cdw12 & FORCE_UNIT_ACCESS or not state.features.write_cache:
-        space.storage.flush()
+        yield Call(space.storage, space.storage.flush)
 
 
 def _media_error(state: State, status: Status, error: StorageError) -> CommandFailed:

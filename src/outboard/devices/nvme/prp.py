@@ -9,8 +9,8 @@ NVMe Base 2.0, 4.1.1. The rules that drivers lean on, and that hostile ones brea
 """
 
 import struct
-from typing import Protocol
 
+from outboard.devices.nvme.runs import Readable, Run, join
 from outboard.devices.nvme.spec import PAGE
 from outboard.devices.nvme.status import CommandFailed, Status
 from outboard.errors import DmaError
@@ -18,18 +18,8 @@ from outboard.errors import DmaError
 _PRP1_LOCATION = 24
 _PRP2_LOCATION = 32
 
-Segment = tuple[int, int]
-"""``(address, size)`` of one run of guest memory."""
 
-
-class Readable(Protocol):
-    """Guest memory, as far as reading a list goes."""
-
-    def read(self, address: int, size: int) -> bytes:
-        """Return ``size`` bytes from ``address``; raise `DmaError` where there are none."""
-
-
-def segments(memory: Readable, prp1: int, prp2: int, length: int) -> list[Segment]:
+def runs(memory: Readable, prp1: int, prp2: int, length: int) -> list[Run]:
     """Return the runs of guest memory that hold ``length`` bytes, neighbours joined.
 
     Raises `CommandFailed`: PRP_OFFSET_INVALID for a misaligned entry or list, DATA_TRANSFER_ERROR for a
@@ -50,11 +40,7 @@ def segments(memory: Readable, prp1: int, prp2: int, length: int) -> list[Segmen
         if page % PAGE:
             raise _misaligned("a PRP entry behind the first", page, "a page", _PRP2_LOCATION)
         size = min(left, PAGE)
-        address, run = found[-1]
-        if address + run == page:
-            found[-1] = (address, run + size)
-        else:
-            found.append((page, size))
+        join(found, page, size)
         left -= size
     return found
 

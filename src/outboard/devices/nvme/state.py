@@ -12,6 +12,7 @@ from outboard.devices.nvme.queues import CompletionQueue, SubmissionQueue
 from outboard.devices.nvme.spec import PAGE
 from outboard.devices.nvme.status import CommandFailed, Status
 from outboard.devices.nvme.transfer import Bus
+from outboard.devices.nvme.work import Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +94,8 @@ class State:
             ) from None
 
 
-Handler = Callable[[State, Command], int | None]
-"""Executes a command: returns dword 0 of its completion, or None if it completes later.
+Handler = Callable[[State, Command], int | Work | None]
+"""Executes a command: returns dword 0 of its completion, None if it completes later, or work to be run.
 
 Raises `CommandFailed` for every other end.
 """

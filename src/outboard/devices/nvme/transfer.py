@@ -1,7 +1,7 @@
-"""Moving a command's data between guest memory, ourselves and storage.
+"""Moving a command's data between guest memory and ourselves.
 
-Shared memory is moved without a copy of ours: storage reads into, and writes from, the guest's own
-pages. What is reached by message, or lies across two mappings, goes through a buffer of at most MDTS.
+It goes through a buffer of ours, of at most MDTS: storage may be slow, in a thread of its own, and the
+guest's pages may go while it works.
 
 While a DMA message is awaited the host may do anything, a reset included. `Bus` notices, and raises
 `Abandoned`, which ends the processing that was under way without a trace.
@@ -9,11 +9,11 @@ While a DMA message is awaited the host may do anything, a reset included. `Bus`
 
 from typing import Protocol
 
+from outboard.devices.nvme import prp, sgl
 from outboard.devices.nvme.command import Command
-from outboard.devices.nvme.prp import Segment, segments
+from outboard.devices.nvme.runs import DISCARDED, Run
 from outboard.devices.nvme.status import CommandFailed, Status
 from outboard.errors import DmaError, OutboardError
-from outboard.storage import Storage
 
 
 class Memory(Protocol):
@@ -24,9 +24,6 @@ class Memory(Protocol):
 
     def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
         """Store ``data``."""
-
-    def view(self, address: int, size: int, *, writable: bool = False) -> memoryview:
-        """Return the guest's own bytes, if they lie in one shared mapping."""
 
 
 class Abandoned(Exception):
@@ -77,73 +74,50 @@ def _as_dma_error(error: OutboardError) -> DmaError:
 
 
 def check_flags(sq_id: int, command: Command) -> None:
-    """Raise `CommandFailed` (Invalid Field) for flags that are not offered."""
-    if command.flags:
-        raise CommandFailed(
-            Status.INVALID_FIELD, "fused commands and scatter gather lists are not offered", location=1
-        )
+    """Raise `CommandFailed` (Invalid Field) for flags that are not offered.
+
+    Those are fused commands, and SGLs in admin commands: NVMe over PCIe has PRPs there.
+    """
+    fused_or_reserved, psdt = command.flags & 0x3F, command.psdt
+    if fused_or_reserved:
+        raise CommandFailed(Status.INVALID_FIELD, "fused commands are not offered", location=1)
+    if psdt > (2 if sq_id else 0):
+        kind = "I/O" if sq_id else "admin"
+        raise CommandFailed(Status.INVALID_FIELD, f"PSDT {psdt} is not for {kind} commands", location=1)
+
+
+def runs(bus: Bus, command: Command, length: int, *, reading: bool) -> list[Run]:
+    """Return the runs of guest memory for ``command``'s data, of ``length`` bytes; PRPs or SGL.
+
+    ``reading`` says that the command fills guest memory. Raises `CommandFailed`.
+    """
+    if command.psdt:
+        return sgl.runs(bus, command.prp1, command.prp2, length, reading=reading)
+    return prp.runs(bus, command.prp1, command.prp2, length)
 
 
 def fetch(bus: Bus, command: Command, length: int) -> bytes:
-    """Return the ``length`` bytes the host gives with ``command``: our own copy."""
-    return _gather(bus, segments(bus, command.prp1, command.prp2, length))
-
-
-def deliver(bus: Bus, command: Command, data: bytes) -> None:
-    """Store ``data`` where ``command`` wants it."""
-    _scatter(bus, segments(bus, command.prp1, command.prp2, len(data)), data)
-
-
-def load(bus: Bus, command: Command, storage: Storage, offset: int, length: int) -> None:
-    """Read: move ``length`` bytes at ``offset`` of ``storage`` to the guest."""
-    runs = segments(bus, command.prp1, command.prp2, length)
-    views = _views(bus, runs, writable=True)
-    if views is None:
-        _scatter(bus, runs, storage.read(offset, length))
-        return
-    for view in views:
-        with view:
-            storage.readinto(offset, view)
-            offset += view.nbytes
-
-
-def store(bus: Bus, command: Command, storage: Storage, offset: int, length: int) -> None:
-    """Write: move ``length`` bytes from the guest to ``offset`` of ``storage``.
-
-    All of the guest's memory is known to be there before the first byte is stored.
-    """
-    runs = segments(bus, command.prp1, command.prp2, length)
-    views = _views(bus, runs, writable=False)
-    if views is None:
-        storage.write(offset, _gather(bus, runs))
-        return
-    for view in views:
-        with view:
-            storage.write(offset, view)
-            offset += view.nbytes
-
-
-def _views(bus: Bus, runs: list[Segment], *, writable: bool) -> list[memoryview] | None:
-    """Return the guest's own bytes, or None if some have to be copied, or are not there at all."""
+    """Return the ``length`` bytes the host gives with ``command``: our own copy. Raises `CommandFailed`."""
     try:
-        return [bus.memory.view(address, size, writable=writable) for address, size in runs]
-    except DmaError:
-        return None
-
-
-def _gather(bus: Bus, runs: list[Segment]) -> bytes:
-    try:
-        return b"".join([bus.read(address, size) for address, size in runs])
+        parts = [bus.read(address, size) for address, size in runs(bus, command, length, reading=False)]
     except DmaError as error:
         raise CommandFailed(Status.DATA_TRANSFER_ERROR, str(error)) from error
+    return b"".join(parts)
 
 
-def _scatter(bus: Bus, runs: list[Segment], data: bytes) -> None:
+def deliver(bus: Bus, command: Command, data: bytes | bytearray) -> None:
+    """Store ``data`` where ``command`` wants it. Raises `CommandFailed`."""
+    scatter(bus, runs(bus, command, len(data), reading=True), data)
+
+
+def scatter(bus: Bus, found: list[Run], data: bytes | bytearray) -> None:
+    """Store ``data`` in these runs. Raises `CommandFailed` (Data Transfer Error)."""
     source = memoryview(data)
     done = 0
     try:
-        for address, size in runs:
-            bus.write(address, source[done : done + size])
+        for address, size in found:
+            if address != DISCARDED:
+                bus.write(address, source[done : done + size])
             done += size
     except DmaError as error:
         raise CommandFailed(Status.DATA_TRANSFER_ERROR, str(error)) from error
