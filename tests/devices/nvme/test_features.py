@@ -152,6 +152,31 @@ def test_vectors_keep_their_own_configuration(driver: Driver) -> None:
 
 
 @pytest.mark.point("F03")
+def test_interrupts_are_gathered_as_the_host_says(bench: Bench, driver: Driver) -> None:
+    features = bench.device.state.features
+    assert features.coalescing == (1, 0), "none"
+    driver.set_feature(FeatureId.INTERRUPT_COALESCING, 7 | 5 << 8)
+    driver.set_feature(FeatureId.INTERRUPT_VECTOR_CONFIGURATION, 3 | 1 << 16)
+    assert features.coalescing == (8, 500_000)
+    assert [features.coalesced(vector) for vector in (2, 3)] == [True, False]
+    driver.set_feature(FeatureId.INTERRUPT_VECTOR_CONFIGURATION, 3)
+    assert features.coalesced(3)
+
+
+def test_whoever_depends_on_features_is_told_when_they_change(bench: Bench, driver: Driver) -> None:
+    features, seen = bench.device.state.features, list[object]()
+    features.on_change = lambda: seen.append((features.burst, features.write_cache, features.coalescing))
+    driver.set_feature(FeatureId.ARBITRATION, 3)
+    driver.set_feature(FeatureId.VOLATILE_WRITE_CACHE, 0)
+    driver.set_feature(FeatureId.INTERRUPT_COALESCING, 1 << 8)
+    driver.set_feature(FeatureId.KEEP_ALIVE_TIMER, 10)
+    assert seen == [(8, True, (1, 0)), (8, False, (1, 0)), (8, False, (1, 100_000))]
+    driver.set_feature(FeatureId.INTERRUPT_VECTOR_CONFIGURATION, 1 << 16)
+    driver.disable()
+    assert seen[3:] == [(8, False, (1, 100_000)), (16, True, (1, 0))]
+
+
+@pytest.mark.point("F03")
 def test_the_timestamp_advances_from_what_was_set(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     monkeypatch.setattr("time.monotonic", lambda: now)

@@ -1,11 +1,12 @@
 """Features: what a host may set, and read back (NVMe Base 2.0, 5.27).
 
 Nothing is saveable: Save in Set Features is refused, and the saved value is the default one. A reset
-of the controller brings the defaults back. What is accepted without effect: interrupt coalescing, error
-recovery, atomicity, and the Keep Alive timer, which never expires.
+of the controller brings the defaults back. What is accepted without effect: error recovery, atomicity,
+and the Keep Alive timer, which never expires.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from outboard.devices.nvme.command import Command
 from outboard.devices.nvme.spec import BROADCAST, FeatureId, Select
 from outboard.devices.nvme.status import CommandFailed, Status
 from outboard.devices.nvme.transfer import deliver, fetch
+from outboard.devices.nvme.work import Call, Work
 
 if TYPE_CHECKING:
     from outboard.devices.nvme.state import State
@@ -44,11 +46,28 @@ PLAIN: dict[int, Feature] = {
 
 _KNOWN = frozenset(FeatureId)
 
+_OF_THE_DATA_PATH = frozenset(
+    {
+        FeatureId.ARBITRATION,
+        FeatureId.VOLATILE_WRITE_CACHE,
+        FeatureId.INTERRUPT_COALESCING,
+        FeatureId.INTERRUPT_VECTOR_CONFIGURATION,
+    }
+)
+
+_COALESCING_TICK = 100_000
+"""Nanoseconds in which an aggregation time is counted."""
+
 
 class Features:
-    """The current values of one controller."""
+    """The current values of one controller.
+
+    ``on_change`` is called when one changes that commands and interrupts depend on: `burst`,
+    `write_cache`, `coalescing` or `coalesced`.
+    """
 
     def __init__(self, warning_temperature: int) -> None:
+        self.on_change: Callable[[], None] | None = None
         self._warning_temperature = warning_temperature
         self.reset()
 
@@ -56,10 +75,26 @@ class Features:
         """Bring the defaults back."""
         self.plain: dict[int, int] = {fid: feature.default for fid, feature in PLAIN.items()}
         self.thresholds: list[int] = [self._warning_temperature, 0]
-        self.uncoalesced: dict[int, int] = {}
+        self.uncoalesced: dict[int, bool] = {}
         self.behavior = bytes(BEHAVIOR_SIZE)
         self._timestamp = 0
         self._set_at: float | None = None
+        self._changed()
+
+    def set_plain(self, fid: int, value: int) -> None:
+        """Set a feature of one dword, as far as a host may."""
+        self.plain[fid] = value & PLAIN[fid].mask
+        if fid in _OF_THE_DATA_PATH:
+            self._changed()
+
+    def set_coalesced(self, vector: int, coalesced: bool) -> None:
+        """Say whether `coalescing` is for ``vector``."""
+        self.uncoalesced[vector] = not coalesced
+        self._changed()
+
+    def _changed(self) -> None:
+        if self.on_change:
+            self.on_change()
 
     @property
     def burst(self) -> int:
@@ -71,6 +106,19 @@ class Features:
     def write_cache(self) -> bool:
         """Whether a write may be completed before it is durable."""
         return bool(self.plain[FeatureId.VOLATILE_WRITE_CACHE])
+
+    @property
+    def coalescing(self) -> tuple[int, int]:
+        """Completions to gather before an interrupt (1: none), and nanoseconds to wait at most (0: none).
+
+        For I/O queues only.
+        """
+        value = self.plain[FeatureId.INTERRUPT_COALESCING]
+        return (value & 0xFF) + 1, (value >> 8 & 0xFF) * _COALESCING_TICK
+
+    def coalesced(self, vector: int) -> bool:
+        """Whether the host leaves `coalescing` on for this vector."""
+        return not self.uncoalesced.get(vector, False)
 
     def tells(self, notice: int) -> bool:
         """Whether the host wants events of this bit of Asynchronous Event Configuration."""
@@ -123,7 +171,7 @@ def get_features(state: "State", command: Command) -> int:
             return granted | granted << 16
         case FeatureId.INTERRUPT_VECTOR_CONFIGURATION:
             vector = _vector(state, command)
-            return vector | (features.uncoalesced.get(vector, 0) if current else 0) << 16
+            return vector | (current and not features.coalesced(vector)) << 16
         case FeatureId.TIMESTAMP:
             deliver(state.bus, command, features.timestamp if current else bytes(8))
         case FeatureId.HOST_BEHAVIOR_SUPPORT:
@@ -131,8 +179,8 @@ def get_features(state: "State", command: Command) -> int:
     return 0
 
 
-def set_features(state: "State", command: Command) -> int:
-    """Execute Set Features."""
+def set_features(state: "State", command: Command) -> int | Work:
+    """Execute Set Features. To end the write cache takes time."""
     fid, value = command.cdw10 & 0xFF, command.cdw11
     plain = PLAIN.get(fid)
     if fid not in _KNOWN:
@@ -146,8 +194,7 @@ def set_features(state: "State", command: Command) -> int:
         )
     features = state.features
     if plain is not None:
-        _set_plain(state, fid, value, plain)
-        return 0
+        return _set_plain(state, fid, value)
     match fid:
         case FeatureId.TEMPERATURE_THRESHOLD:
             sensor, side = _threshold(command)
@@ -157,7 +204,7 @@ def set_features(state: "State", command: Command) -> int:
         case FeatureId.NUMBER_OF_QUEUES:
             return _set_number_of_queues(state, value)
         case FeatureId.INTERRUPT_VECTOR_CONFIGURATION:
-            features.uncoalesced[_vector(state, command)] = value >> 16 & 1
+            features.set_coalesced(_vector(state, command), not value >> 16 & 1)
         case FeatureId.TIMESTAMP:
             features.timestamp = fetch(state.bus, command, 8)
         case FeatureId.HOST_BEHAVIOR_SUPPORT:
@@ -168,15 +215,21 @@ def set_features(state: "State", command: Command) -> int:
     return 0
 
 
-def _set_plain(state: "State", fid: int, value: int, feature: Feature) -> None:
+def _set_plain(state: "State", fid: int, value: int) -> int | Work:
     if fid == FeatureId.POWER_MANAGEMENT and value & 0x1F:
         raise CommandFailed(Status.INVALID_FIELD, f"there is no power state {value & 0x1F}", location=44)
     if fid == FeatureId.ERROR_RECOVERY and value >> 16 & 1:
         raise CommandFailed(Status.INVALID_FIELD, "reads of deallocated blocks are no errors", location=46)
-    if fid == FeatureId.VOLATILE_WRITE_CACHE and state.features.write_cache and not value & 1:
-        for space in state.namespaces.values():
-            space.storage.flush()
-    state.features.plain[fid] = value & feature.mask
+    had_cache = state.features.write_cache
+    state.features.set_plain(fid, value)
+    return _flush_all(state) if had_cache and not state.features.write_cache else 0
+
+
+def _flush_all(state: "State") -> Work:
+    """Make durable what was written before; what is written from now on is already."""
+    for space in list(state.namespaces.values()):
+        yield Call(space.storage, space.storage.flush)
+    return 0
 
 
 def _set_number_of_queues(state: "State", value: int) -> int:

@@ -30,7 +30,10 @@ _SUPPORTED, _CHANGES_BLOCKS = 1 << 0, 1 << 1
 
 @dataclass(slots=True)
 class Health:
-    """Counters of the SMART / Health page."""
+    """Counters of the SMART / Health page, of the commands executed here.
+
+    ``extra`` gives what was counted elsewhere: reads, writes, bytes read, bytes written.
+    """
 
     bytes_read: int = 0
     bytes_written: int = 0
@@ -38,6 +41,18 @@ class Health:
     writes: int = 0
     media_errors: int = 0
     since: float = field(default_factory=time.monotonic)
+    extra: Callable[[], tuple[int, int, int, int]] | None = None
+
+    @property
+    def totals(self) -> tuple[int, int, int, int]:
+        """Reads, writes, bytes read, bytes written, wherever they were counted."""
+        reads, writes, bytes_read, bytes_written = self.extra() if self.extra else (0, 0, 0, 0)
+        return (
+            self.reads + reads,
+            self.writes + writes,
+            self.bytes_read + bytes_read,
+            self.bytes_written + bytes_written,
+        )
 
 
 class ErrorLog:
@@ -102,14 +117,15 @@ def _health(state: "State", command: Command) -> bytes:
     if command.nsid not in (0, BROADCAST):
         raise CommandFailed(Status.INVALID_FIELD, "health is the controller's, not a namespace's", location=4)
     health = state.health
+    reads, writes, bytes_read, bytes_written = health.totals
     return layouts.HEALTH_LOG.encode(
         temperature=TEMPERATURE,
         available_spare=100,
         spare_threshold=10,
-        data_units_read=-(-health.bytes_read // DATA_UNIT),
-        data_units_written=-(-health.bytes_written // DATA_UNIT),
-        host_read_commands=health.reads,
-        host_write_commands=health.writes,
+        data_units_read=-(-bytes_read // DATA_UNIT),
+        data_units_written=-(-bytes_written // DATA_UNIT),
+        host_read_commands=reads,
+        host_write_commands=writes,
         power_cycles=1,
         power_on_hours=int(time.monotonic() - health.since) // 3600,
         media_errors=health.media_errors,
