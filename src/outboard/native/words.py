@@ -46,6 +46,29 @@ class Block:
         return memoryview(self._memory)
 
 
+class Record:
+    """The words from ``start`` bytes on of a block, as if they were a block of their own.
+
+    >>> record = Record(Block(64), 32)
+    >>> record[8] = 5
+    >>> record[8]
+    5
+    """
+
+    __slots__ = ("_first", "_words", "address")
+
+    def __init__(self, block: Block, start: int) -> None:
+        self._words = block.words
+        self._first = start // WORD
+        self.address = block.address + start
+
+    def __getitem__(self, offset: int) -> int:
+        return self._words[self._first + offset // WORD]
+
+    def __setitem__(self, offset: int, value: int) -> None:
+        self._words[self._first + offset // WORD] = value
+
+
 def offsets(count: int, *, start: int = 0) -> tuple[int, ...]:
     """Offsets in bytes of ``count`` fields, a word each.
 
