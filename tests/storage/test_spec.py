@@ -55,6 +55,14 @@ def test_a_path_opens_a_file_however_it_is_written(tmp_path: Path, monkeypatch: 
     assert (tmp_path / "disk.img").stat().st_blocks == 0
 
 
+def test_an_option_that_is_there_twice_belongs_to_the_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    open_storage("disk,size=1M,size=64K,direct=off").close()
+    assert (tmp_path / "disk,size=1M").stat().st_size == 65536
+
+
 @pytest.mark.parametrize(
     ("spec", "what_to_do"),
     [
@@ -68,6 +76,9 @@ def test_a_path_opens_a_file_however_it_is_written(tmp_path: Path, monkeypatch: 
         ("ram:", "write a number"),
         ("ram:lots", "write a number"),
         ("", "names no file"),
+        (",size=1M,direct=off", "names no file"),
+        ("full.img,direct=maybe", "direct=on or direct=off"),
+        ("new.img,size=1,5G", "not a size"),
         ("file:", "names no file"),
     ],
 )

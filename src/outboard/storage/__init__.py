@@ -1,27 +1,38 @@
 """What is behind a disk.
 
 ======================  ==================================================================
-`open_storage`          ``ram:256M``, ``null:1T``, ``disk.img``, ``disk.img,size=1G``
+`open_storage`          ``ram:256M``, ``null:1T``, ``disk.img``, ``disk.img,size=1G,direct=on``
 `Storage`               what a controller asks of a disk; any object with these is one
-`FileStorage`           a file or block device (`open_file`)
+`FileStorage`           a file or block device (`open_file`); `DirectStorage` past the page cache
 `RamStorage`            memory
 `NullStorage`           nothing
+`fast_of`               what compiled code can do by itself: `Nothing`, `Memory`, `Descriptor`, or None
 `parse_size`            ``256M`` -> 268435456; `format_size` back
 ======================  ==================================================================
 """
 
 from outboard.storage.base import Data, Storage
-from outboard.storage.file import FileStorage, RamStorage, open_file
+from outboard.storage.direct import DirectStorage
+from outboard.storage.fast import Descriptor, Fast, Memory, Nothing, fast_of
+from outboard.storage.file import FileStorage
 from outboard.storage.null import NullStorage
+from outboard.storage.opening import open_file
+from outboard.storage.ram import RamStorage
 from outboard.storage.sizes import format_size, parse_size
 from outboard.storage.spec import open_storage
 
 __all__ = [
     "Data",
+    "Descriptor",
+    "DirectStorage",
+    "Fast",
     "FileStorage",
+    "Memory",
+    "Nothing",
     "NullStorage",
     "RamStorage",
     "Storage",
+    "fast_of",
     "format_size",
     "open_file",
     "open_storage",

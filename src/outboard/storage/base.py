@@ -13,6 +13,8 @@ class Storage(Protocol):
 
     Offsets and sizes are bytes. A range outside ``0..size`` raises `StorageError`; so does a failure of
     what is below, with its errno. A read that comes after a write sees it; only `flush` makes it durable.
+
+    An attribute ``fast`` (`outboard.storage.fast`) may say what compiled code can do without these methods.
     """
 
     size: int

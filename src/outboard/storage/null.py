@@ -1,12 +1,14 @@
 """A disk of any size that forgets: reads give zeros, writes vanish. The floor for measurements."""
 
 from outboard.storage.base import Data, check_range
+from outboard.storage.fast import Nothing
 
 
 class NullStorage:
     """``size`` bytes of nothing."""
 
     discard_zeroes = True
+    fast = Nothing()
 
     def __init__(self, size: int) -> None:
         self.size = size

@@ -1,10 +1,15 @@
 """A disk named in one word, as on the command line: ``ram:256M``, ``null:1T``, ``disk.img,size=1G``."""
 
+import re
+
 from outboard.errors import StorageError
 from outboard.storage.base import Storage
-from outboard.storage.file import RamStorage, open_file
 from outboard.storage.null import NullStorage
+from outboard.storage.opening import open_file
+from outboard.storage.ram import RamStorage
 from outboard.storage.sizes import parse_size
+
+_OPTION = re.compile(r"(.*),(size|direct)=(.*)", re.DOTALL)
 
 
 def open_storage(spec: str) -> Storage:
@@ -15,10 +20,11 @@ def open_storage(spec: str) -> Storage:
     ``null:SIZE``             reads give zeros, writes vanish
     ``PATH``                  an existing file or block device
     ``PATH,size=SIZE``        the same, created (sparse) if it is not there
+    ``PATH,direct=on``        the same, past the page cache (O_DIRECT)
     ========================  =====================================================================
 
-    A path that holds a colon or a comma is written ``file:PATH``, or ``./PATH``; its last ``,size=``
-    counts. Raises `StorageError` with what to do.
+    A path that holds a colon or a comma is written ``file:PATH``, or ``./PATH``; its last ``,size=`` and
+    its last ``,direct=`` count, and may be together. Raises `StorageError` with what to do.
 
     >>> disk = open_storage("ram:1M")
     >>> disk.write(4096, b"hello")
@@ -38,9 +44,19 @@ def open_storage(spec: str) -> Storage:
             f"there is no storage of kind {kind!r}: use ram:SIZE, null:SIZE or a path "
             f"(file:{spec} if that is one)"
         )
-    path, comma, size = spec.rpartition(",size=")
-    if not comma:
-        path = spec
+    path, options = _options(spec)
     if not path:
         raise StorageError(f"{spec!r} names no file: write ram:256M, null:1T or a path such as disk.img")
-    return open_file(path, parse_size(size) if comma else None)
+    direct = options.get("direct", "off")
+    if direct not in ("on", "off"):
+        raise StorageError(f"direct={direct} means nothing: write direct=on or direct=off")
+    size = parse_size(options["size"]) if "size" in options else None
+    return open_file(path, size, direct=direct == "on")
+
+
+def _options(spec: str) -> tuple[str, dict[str, str]]:
+    """The path, and what stands behind it; an option that is there twice is part of the path."""
+    options: dict[str, str] = {}
+    while (found := _OPTION.fullmatch(spec)) and found[2] not in options:
+        spec, options[found[2]] = found[1], found[3]
+    return spec, options
