@@ -1,0 +1,204 @@
+"""Threads that make the calls of storages that may block, one for each storage.
+
+A storage is called by one thread, in the order in which its calls came. Results return to the device's
+thread by way of its loop; everything but the calls themselves happens there, and needs no lock.
+"""
+
+import os
+import select
+import threading
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from outboard.devices.nvme.work import Call, Work
+from outboard.loop import Loop
+from outboard.storage import Storage
+from outboard.storage.fast import Memory, Nothing, fast_of
+
+LINGER = 1.0
+"""Seconds a thread waits for more to do. It then ends, so that nothing is left of a storage at rest."""
+
+Ended = Callable[[int | Exception], None]
+"""Gets what a `Work` returns, or the exception it raises."""
+
+
+@dataclass(slots=True, eq=False)
+class Task:
+    """A command under way."""
+
+    work: Work
+    ended: Ended
+    cancelled: bool = False
+
+    def cancel(self) -> None:
+        """Let nothing come of it: no call is begun any more, and ``ended`` is not called."""
+        self.cancelled = True
+        with suppress(ValueError):  # it is what runs now, and ends where it would wait next
+            self.work.close()
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    """A call of a task, and what it raised."""
+
+    task: Task
+    call: Call
+    error: BaseException | None = None
+
+
+class Workers:
+    """Runs `Work`, its calls made in threads, within ``loop``; to be used by the loop's thread only.
+
+    Calls of a storage in memory, or of one that keeps nothing, never block, and are made in place. How
+    much is under way at once is up to the caller.
+    """
+
+    def __init__(self, loop: Loop) -> None:
+        self.outstanding = 0
+        self._loop = loop
+        self._lanes: dict[int, _Lane] = {}
+        self._finished: deque[_Job] = deque()
+        self._bell = -1
+
+    def start(self, work: Work, ended: Ended) -> Task:
+        """Run ``work`` as far as it goes without waiting, and the rest as its calls return.
+
+        ``ended`` may have been called already when this returns.
+        """
+        task = Task(work, ended)
+        self._go_on(task, None)
+        return task
+
+    def drain(self) -> None:
+        """Wait until no call is outstanding; tasks go on meanwhile, and end. Cancel first what shall not."""
+        poll = select.poll()
+        if self._bell >= 0:
+            poll.register(self._bell, select.POLLIN)
+        while self.outstanding:
+            poll.poll()
+            self._deliver()
+
+    def close(self) -> None:
+        """Drain, and end the threads. Closing twice is harmless."""
+        self.drain()
+        for lane in self._lanes.values():
+            lane.close()
+        self._lanes.clear()
+        if self._bell >= 0:
+            os.close(self._bell)
+            self._bell = -1
+
+    def _go_on(self, task: Task, error: BaseException | None) -> None:
+        """Run ``task``, whose last call raised ``error`` or nothing, up to its next wait or its end."""
+        while not task.cancelled:
+            try:
+                call = next(task.work) if error is None else task.work.throw(error)
+            except StopIteration as end:
+                if not task.cancelled:
+                    task.ended(end.value)
+                return
+            except Exception as failure:
+                if not task.cancelled:
+                    task.ended(failure)
+                return
+            if task.cancelled:
+                task.work.close()
+            elif not _in_place(call.storage):
+                self._submit(_Job(task, call))
+                return
+            else:
+                error = _made(call)
+
+    def _submit(self, job: _Job) -> None:
+        if self._bell < 0:
+            self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC | os.EFD_SEMAPHORE)
+        if self.outstanding == 0:
+            self._loop.watch(self._bell, self._deliver)
+        self.outstanding += 1
+        storage = job.call.storage
+        lane = self._lanes.get(id(storage))
+        if lane is None:
+            lane = self._lanes[id(storage)] = _Lane(storage, self._finish)
+        lane.put(job)
+
+    def _finish(self, job: _Job) -> None:
+        """In the storage's thread: a call has returned."""
+        self._finished.append(job)
+        os.eventfd_write(self._bell, 1)
+
+    def _deliver(self) -> None:
+        """Go on with the task whose call returned first; the bell rings on for the others."""
+        try:
+            os.eventfd_read(self._bell)
+        except BlockingIOError:  # drained while the loop was about to call this
+            return
+        job = self._finished.popleft()
+        self.outstanding -= 1
+        try:
+            self._go_on(job.task, job.error)
+        finally:
+            # A loop with nothing else to watch serves its client faster.
+            if self.outstanding == 0:
+                self._loop.unwatch(self._bell)
+
+
+class _Lane:
+    """The thread of one storage, while there is something to do, and what waits for it."""
+
+    def __init__(self, storage: Storage, finish: Callable[[_Job], None]) -> None:
+        self.storage = storage
+        self._finish = finish
+        self._waiting: deque[_Job] = deque()
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._running = False
+        self._closing = False
+
+    def put(self, job: _Job) -> None:
+        """Add a call to the end."""
+        with self._changed:
+            self._waiting.append(job)
+            if self._running:
+                self._changed.notify()
+                return
+            self._running = True
+            self._thread = threading.Thread(target=self._run, name="outboard storage")
+            self._thread.start()
+
+    def close(self) -> None:
+        """Return when the thread has ended."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        while (job := self._next()) is not None:
+            if not job.task.cancelled:
+                job.error = _made(job.call)
+            self._finish(job)
+
+    def _next(self) -> _Job | None:
+        """Take what waits first; None, and the thread ends, if nothing comes for a while."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._closing, LINGER)
+            if self._waiting:
+                return self._waiting.popleft()
+            self._running = False
+            return None
+
+
+def _in_place(storage: Storage) -> bool:
+    return isinstance(fast_of(storage), Memory | Nothing)
+
+
+def _made(call: Call) -> BaseException | None:
+    """Make ``call``; return what it raised."""
+    try:
+        call()
+    except BaseException as error:
+        return error
+    return None
