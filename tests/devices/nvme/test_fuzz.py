@@ -28,16 +28,21 @@ dword10 = (
     | st.builds(lambda low, high: low | high << 16, st.integers(0, 40), st.integers(0, 64))
     | st.sampled_from([*Cns, *LogId, *FeatureId])
 )
+descriptor = st.builds(
+    lambda length, identifier: length | identifier << 56,
+    st.integers(0, 64).map(lambda count: 16 * count) | anything,
+    st.sampled_from([0x00, 0x10, 0x20, 0x30]),
+)
 commands = st.builds(
     Command,
     opcode,
-    flags=st.just(0) | st.integers(0, 255),
+    flags=st.sampled_from([0, 1 << 6]) | st.integers(0, 255),
     nsid=st.integers(0, 3) | anything,
     cdw2=anything,
     cdw3=anything,
     mptr=address,
     prp1=address,
-    prp2=address,
+    prp2=address | descriptor,
     cdw10=dword10,
     cdw11=st.integers(0, 7) | anything,
     cdw12=st.integers(0, 255) | anything,

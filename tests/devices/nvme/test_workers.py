@@ -1,5 +1,6 @@
 """Storages that block: what they do in their threads, while everything else goes on."""
 
+import gc
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -112,11 +113,12 @@ class Stand:
 
 @pytest.fixture
 def stand() -> Iterator[Stand]:
-    before = set(os.listdir("/proc/self/fd")), threading.active_count()
+    gc.collect()  # other tests' descriptors are not to be closed meanwhile
+    before = len(os.listdir("/proc/self/fd")), threading.active_count()
     stand = Stand()
     yield stand
     stand.close()
-    assert (set(os.listdir("/proc/self/fd")), threading.active_count()) == before, "something is left behind"
+    assert (len(os.listdir("/proc/self/fd")), threading.active_count()) == before, "something is left behind"
 
 
 def test_other_storages_go_on_while_one_blocks(stand: Stand) -> None:
