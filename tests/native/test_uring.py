@@ -1,13 +1,15 @@
 """io_uring does what pread and pwrite do: called from Python, and compiled."""
 
+import ctypes
 import errno
 import mmap
 import os
+import resource
 import select
-import subprocess
-import sys
+import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -306,44 +308,104 @@ def test_a_ring_of_no_possible_size_is_refused(entries: int) -> None:
         uring.Ring(entries)
 
 
-def test_what_cannot_be_made_leaves_no_descriptor_behind() -> None:
-    script = """
-import os, resource
-from outboard.errors import SetupError
-from outboard.native import uring
-most = len(os.listdir("/proc/self/fd"))
-for extra in range(4):
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most - 1 + extra, 4096))
+def test_a_ring_that_cannot_be_made_leaves_no_descriptor_behind() -> None:
+    # A ring takes three descriptors: its own, and one for each of the two mappings.
+    before = os.listdir("/proc/self/fd")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, before)) + 8, limits[1]))
+    spare: list[int] = []
     try:
+        with suppress(OSError):
+            while True:
+                spare.append(os.dup(0))
+        for _ in range(3):
+            with pytest.raises((SetupError, OSError), match="Too many open files"):
+                uring.Ring(8)
+            os.close(spare.pop())
         uring.Ring(8).close()
-        print("made")
-    except (SetupError, OSError) as error:
-        print(error)
-resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
-print(len(os.listdir("/proc/self/fd")) == most)
-"""
-    lines = subprocess.check_output([sys.executable, "-c", script], text=True).splitlines()
-    assert "Too many open files" in lines[0]
-    assert lines[-1] == "True"
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for fd in spare:
+            os.close(fd)
+    assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
+def where_refused(call: int, code: int, function: Callable[[], object]) -> object:
+    """What ``function`` returns or raises in a thread whose system call ``call`` fails with ``code``."""
+    # seccomp(2): load the number of the call; if it is this one, the errno; otherwise allow.
+    steps = [(0x20, 0, 0, 0), (0x15, 0, 1, call), (0x06, 0, 0, 0x50000 | code), (0x06, 0, 0, 0x7FFF0000)]
+    program = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in steps))
+    results: list[object] = []
+
+    def run() -> None:
+        libc = ctypes.CDLL(None)
+        filters = struct.pack("@HP", len(steps), ctypes.addressof(program))
+        assert libc.prctl(38, 1, 0, 0, 0) == 0
+        assert libc.prctl(22, 2, filters) == 0
+        try:
+            results.append(function())
+        except OSError as error:
+            results.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    return results[0]
 
 
 @pytest.mark.parametrize(
-    ("code", "sentence"), [(errno.EPERM, "seccomp profile"), (errno.ENOSYS, "Linux 5.6 or newer")]
+    ("call", "code", "setting", "sentence"),
+    [
+        (425, errno.EPERM, "0", "seccomp profile"),
+        (425, errno.EPERM, "2", "sysctl kernel.io_uring_disabled=0"),
+        (425, errno.ENOSYS, "0", "Linux 5.6 or newer"),
+        (425, errno.ENOMEM, "0", "ulimit -l"),
+        (425, errno.EMFILE, "0", "Too many open files"),
+        (426, errno.EACCES, "0", "seccomp profile"),
+    ],
 )
-def test_where_a_container_forbids_io_uring_the_reason_is_said(code: int, sentence: str) -> None:
-    # A seccomp filter is for life, so another process takes it: system call 425 fails with this errno.
-    script = f"""
-import ctypes, struct
-from outboard.native import uring
-program = b"".join(struct.pack("=HBBI", *step) for step in [
-    (0x20, 0, 0, 0), (0x15, 0, 1, 425), (0x06, 0, 0, 0x50000 | {code}), (0x06, 0, 0, 0x7fff0000)])
-steps = ctypes.create_string_buffer(program)
-filter = struct.pack("@HP", 4, ctypes.addressof(steps))
-libc = ctypes.CDLL(None)
-assert libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, filter) == 0
-print(uring.available())
-"""
-    assert sentence in subprocess.check_output([sys.executable, "-c", script], text=True)
+def test_where_there_is_no_io_uring_the_reason_is_said(
+    call: int, code: int, setting: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "disabled").write_text(f"{setting}\n")
+    monkeypatch.setattr(uring, "_DISABLED", tmp_path / "disabled")
+    assert sentence in str(where_refused(call, code, uring.available))
+
+
+@pytest.mark.parametrize(
+    ("code", "result"),
+    [(errno.EAGAIN, 0), (errno.EBUSY, 0), (errno.EINTR, 0), (errno.ENXIO, -errno.ENXIO)],
+)
+def test_what_could_not_be_submitted_stays_for_the_next_time(queue: Queue, code: int, result: int) -> None:
+    queue.ask(uring.OP_NOP, tag=1)
+    assert where_refused(426, code, queue.send) == result
+    assert queue.counts(queue.ring.address) == 1 << 16
+    queue.ask(uring.OP_NOP, tag=2)
+    assert queue.send() == 2
+    assert queue.wait(2) == {1: 0, 2: 0}
+
+
+def test_a_ring_that_cannot_be_waited_for_is_closed_all_the_same(file: int, lane: str) -> None:
+    before = os.listdir("/proc/self/fd")
+    queue = Queue(lane, 4, file)
+    reader, writer = os.pipe()
+    queue.ask(uring.OP_NOP)
+    queue.ask(uring.OP_READ, 0, 1, fd=reader)
+    queue.send()
+    error = where_refused(426, errno.EPERM, queue.ring.close)
+    assert isinstance(error, OSError)
+    os.close(reader)
+    os.close(writer)
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_a_write_under_way_has_happened_or_not_once_the_ring_is_closed(file: int, lane: str) -> None:
+    queue = Queue(lane, 1, file)
+    in_a_worker = 16
+    queue.ask(uring.OP_WRITE, 0, SIZE, rw=uring.RWF_DSYNC, sqe=in_a_worker)
+    queue.send()
+    queue.ring.close()
+    assert os.fstat(file).st_size in (0, SIZE)
 
 
 Step = tuple[bool, int, int, bool]

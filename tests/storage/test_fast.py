@@ -21,6 +21,7 @@ from outboard.storage import (
     fast_of,
     open_storage,
 )
+from outboard.storage.direct import alignment_of
 from tests.storage.kinds import allocated, open_direct
 
 HUGE = 2 << 20
@@ -177,3 +178,10 @@ def test_a_file_system_without_direct_access_is_named() -> None:
     # What the kernel makes up, as in /proc, has no O_DIRECT anywhere.
     with pytest.raises(StorageError, match=r"no direct access.*leave direct=on away"):
         open_storage("/proc/self/oom_score_adj,direct=on")
+
+
+def test_what_does_not_tell_its_alignment_is_given_one_that_always_does() -> None:
+    fd = os.memfd_create("memory")
+    assert alignment_of(fd) == 4096
+    os.close(fd)
+    assert alignment_of(-1) == 4096

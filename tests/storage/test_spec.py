@@ -79,6 +79,7 @@ def test_an_option_that_is_there_twice_belongs_to_the_path(
         (",size=1M,direct=off", "names no file"),
         ("full.img,direct=maybe", "direct=on or direct=off"),
         ("new.img,size=1,5G", "not a size"),
+        ("huge.img,size=8000P", "cannot make"),
         ("file:", "names no file"),
     ],
 )

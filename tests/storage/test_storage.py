@@ -158,6 +158,7 @@ def test_a_failure_below_is_a_storage_error_with_its_errno(file: FileStorage) ->
         lambda: file.write(0, b"x"),
         lambda: file.discard(0, 1),
         lambda: file.write_zeroes(0, 1),
+        file.flush,
     ]
     for action in actions:
         with pytest.raises(StorageError) as caught:

@@ -102,22 +102,19 @@ def uring_prepare(
 def uring_submit(ring: int) -> int:
     """Hand over what was prepared; how many requests that were, or minus the errno if none could be.
 
-    Fewer than were prepared, or 0, if the kernel is short of memory: the rest stays, for the next call.
+    Fewer than were prepared, or 0, if the kernel was short of memory or interrupted: the rest stays, for the
+    next call.
     """
     submitted = load64(ring + SUBMITTED)
     prepared = load64(ring + PREPARED)
-    if submitted == prepared:
-        return 0
     first = submitted
     store_release32(load64(ring + SQ_TAIL), prepared & 0xFFFFFFFF)
+    # More than once, because the kernel stops behind a request that it refuses.
     while submitted < prepared:
         result = system_call(SYS_IO_URING_ENTER, load64(ring + FD), prepared - submitted, 0, 0, 0, 0)
-        if result == -errno.EINTR:
-            continue
         if result <= 0:
-            if submitted == first and result != -errno.EAGAIN and result != -errno.EBUSY:
-                return result
-            break
+            later = result == -errno.EAGAIN or result == -errno.EBUSY or result == -errno.EINTR
+            return submitted - first if later or submitted > first else result
         submitted += result
         store64(ring + SUBMITTED, submitted)
     return submitted - first
@@ -267,14 +264,11 @@ class Ring:
 
 def available() -> str:
     """Why there can be no ring here, as a sentence; empty if there can be one."""
-    completion = bytearray(16)
     try:
         with Ring(1) as ring:
             uring_prepare(ring.address, OP_NOP, -1, 0, 0, 0, 0, 0, 0)
             result = uring_submit(ring.address)
-            if result == 1 and uring_reap(ring.address, address_of(completion)):
-                return ""
-            return _why(-result)
+            return "" if result == 1 else _why(-result)
     except SetupError as error:
         return error.sentence
 
