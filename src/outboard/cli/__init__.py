@@ -8,6 +8,7 @@ COMMANDS = {
     "serve": "Serve any device.",
     "nvme": "Serve an NVMe controller.",
     "qemu": "Run QEMU with devices of outboard in it.",
+    "bench": "Measure any NVMe controller behind a vfio-user socket.",
     "identify": "Tell what is behind a socket.",
     "doctor": "Tell what this machine lacks, and what mends it.",
 }

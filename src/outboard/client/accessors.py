@@ -4,6 +4,8 @@ import mmap
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
+from outboard.native.memory import address_of
+
 
 class Accessor(ABC):
     """A region's bytes as little-endian numbers of 8 to 64 bits, at byte offsets."""
@@ -97,6 +99,14 @@ class MappedRegion(Accessor):
         """Stores `data` at `offset`; raises IndexError outside the mapped areas."""
         start, memory = self._find(offset, len(data))
         memory[offset - start : offset - start + len(data)] = data
+
+    def address(self, offset: int, size: int) -> int:
+        """Where in this process the `size` bytes at `offset` are; raises IndexError outside the mapped areas.
+
+        Valid until `close`.
+        """
+        start, memory = self._find(offset, size)
+        return address_of(memory) + offset - start
 
     def close(self) -> None:
         """Unmaps the areas. Harmless to repeat."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from outboard.errors import DmaForbidden, DmaUnmapped
+from outboard.native.memory import address_of
 
 
 class GuestRam:
@@ -47,6 +48,10 @@ class GuestRam:
     def write(self, offset: int, data: bytes) -> None:
         """Stores `data` at byte `offset` of this memory."""
         self.view[offset : offset + len(data)] = data
+
+    def address_here(self, offset: int = 0) -> int:
+        """Where in this process the byte at `offset` is; valid until `close`."""
+        return address_of(self._map) + offset
 
     def unmap(self) -> None:
         """Takes the memory away from the server (DMA_UNMAP) and frees it."""

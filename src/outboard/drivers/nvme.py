@@ -1,8 +1,8 @@
 """An NVMe controller driven from user space: its registers, the admin queue, one pair of I/O queues.
 
 Follows NVMe Base 2.0, sections 3.5.1 (initialisation), 3.1.3 (registers), 4.1 and 4.2 (queue entries), 4.1.1
-(PRP). One command at a time, completions are polled: it identifies and proves a controller, it does not
-measure one.
+(PRP). One command at a time, completions are polled: it identifies and proves a controller;
+`outboard.drivers.nvme_measure` measures one.
 """
 
 import struct
@@ -30,16 +30,19 @@ GONE = 0xFFFF_FFFF
 TIMEOUT_UNIT = 0.5
 """CAP.TO counts half seconds."""
 
-CREATE_SUBMISSION_QUEUE, CREATE_COMPLETION_QUEUE, IDENTIFY = 0x01, 0x05, 0x06
+CREATE_SUBMISSION_QUEUE, CREATE_COMPLETION_QUEUE, IDENTIFY, SET_FEATURES = 0x01, 0x05, 0x06, 0x09
 FLUSH, WRITE, READ = 0x00, 0x01, 0x02
 CNS_NAMESPACE, CNS_CONTROLLER, CNS_ACTIVE_NAMESPACES = 0x00, 0x01, 0x02
 CONTIGUOUS = 1 << 0
+NUMBER_OF_QUEUES = 0x07
+"""A feature's identifier."""
 NAMESPACES_A_LIST = 1024
 
 COMMAND = struct.Struct("<BBHI16xQQ6I")
 """Opcode, flags, identifier, namespace, PRP 1 and 2, double words 10 to 15."""
-COMPLETION = struct.Struct("<14xH")
-"""Phase and status; who completed what is known with one command in flight."""
+COMPLETION = struct.Struct("<I10xH")
+"""Result, phase and status; who completed what is known with one command in flight."""
+PHASE_BYTE = 14
 
 PAGE = 4096
 QUEUE_ENTRIES = 16
@@ -53,18 +56,22 @@ ADMIN_QUEUES, IO_QUEUES, ANSWER, PRP_LIST, DATA = 0 * PAGE, 2 * PAGE, 4 * PAGE, 
 class NvmeDriver:
     """Takes the controller behind ``client`` into use; a context manager that disables it again.
 
-    A controller that another client left enabled is disabled first.
+    A controller that another client left enabled is disabled first. ``doorbells`` is where doorbells are
+    written when not by message: BAR 0, mapped.
 
     Raises:
         PeerTimeout: the controller does not become ready in the time it promises.
         RemoteError: it reports a fatal failure.
     """
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, *, doorbells: Accessor | None = None) -> None:
         self._registers = client.bar(0)
+        self._doorbells = doorbells or self._registers
         capabilities = self._registers.read64(CAP)
         self._timeout = max(1, capabilities >> 24 & 0xFF) * TIMEOUT_UNIT
-        self._stride = 4 << (capabilities >> 32 & 0xF)
+        self.queue_entries = (capabilities & 0xFFFF) + 1
+        self.smallest_page = 4096 << (capabilities >> 48 & 0xF)
+        self.doorbell_stride = 4 << (capabilities >> 32 & 0xF)
         self._ram = client.memory(DATA + LARGEST_TRANSFER)
         self._admin = self._queue_pair(0, ADMIN_QUEUES)
         self._io: _QueuePair | None = None
@@ -73,6 +80,48 @@ class NvmeDriver:
         self._command = client.config.read16(COMMAND_REGISTER)
         client.bus_master(True)
         self._enable()
+
+    def check(self) -> None:
+        """Ask whether the controller lives; `RemoteError` if it has failed."""
+        status(self._registers)
+
+    def ring(self, doorbell: int, value: int) -> None:
+        """Write ``value`` to the doorbell at this offset of BAR 0."""
+        self._doorbells.write32(doorbell, value)
+
+    def doorbell(self, queue: int) -> int:
+        """Where in BAR 0 a queue's tail doorbell is; its head's is `doorbell_stride` behind."""
+        return DOORBELLS + 2 * queue * self.doorbell_stride
+
+    def admin(
+        self, name: str, opcode: int, *, prp1: int = 0, prp2: int = 0, cdw10: int = 0, cdw11: int = 0
+    ) -> int:
+        """Run an admin command; its result. RemoteError, with its ``name``, if it fails."""
+        return self._admin.run(name, opcode, prp1=prp1, prp2=prp2, cdw10=cdw10, cdw11=cdw11)
+
+    def request_queues(self, count: int) -> int:
+        """Ask for so many pairs of I/O queues (Set Features 07h); how many there can be."""
+        wanted = (count - 1) << 16 | (count - 1)
+        granted = self.admin("Set Features 07h", SET_FEATURES, cdw10=NUMBER_OF_QUEUES, cdw11=wanted)
+        return min(granted & 0xFFFF, granted >> 16) + 1
+
+    def create_queues(self, number: int, submissions: int, completions: int, entries: int) -> None:
+        """Create a pair of I/O queues of so many entries at these IOVAs; without interrupts."""
+        size = (entries - 1) << 16 | number
+        self.admin(
+            "Create I/O Completion Queue",
+            CREATE_COMPLETION_QUEUE,
+            prp1=completions,
+            cdw10=size,
+            cdw11=CONTIGUOUS,
+        )
+        self.admin(
+            "Create I/O Submission Queue",
+            CREATE_SUBMISSION_QUEUE,
+            prp1=submissions,
+            cdw10=size,
+            cdw11=CONTIGUOUS | number << 16,
+        )
 
     def identify(self, cns: int, nsid: int = 0) -> bytes:
         """The 4096 bytes that Identify answers for structure ``cns``; RemoteError if it is refused."""
@@ -150,24 +199,13 @@ class NvmeDriver:
                 )
 
     def _queue_pair(self, number: int, offset: int) -> "_QueuePair":
-        doorbell = DOORBELLS + 2 * number * self._stride
-        return _QueuePair(self._registers, self._ram, offset, doorbell, self._stride, self._timeout)
+        return _QueuePair(self, self._registers, self._ram, offset, number, self._timeout)
 
     def _io_queues(self) -> "_QueuePair":
         """The I/O queues, created when first needed."""
         if self._io is None:
             pair = self._queue_pair(1, IO_QUEUES)
-            size = (QUEUE_ENTRIES - 1) << 16 | 1
-            for name, opcode, address, cdw11 in (
-                ("Create I/O Completion Queue", CREATE_COMPLETION_QUEUE, pair.completions, CONTIGUOUS),
-                (
-                    "Create I/O Submission Queue",
-                    CREATE_SUBMISSION_QUEUE,
-                    pair.submissions,
-                    CONTIGUOUS | 1 << 16,
-                ),
-            ):
-                self._admin.run(name, opcode, prp1=address, cdw10=size, cdw11=cdw11)
+            self.create_queues(1, pair.submissions, pair.completions, QUEUE_ENTRIES)
             self._io = pair
         return self._io
 
@@ -193,11 +231,18 @@ class _QueuePair:
     """A submission queue and its completion queue, a page each, with at most one command in flight."""
 
     def __init__(
-        self, registers: Accessor, ram: GuestRam, offset: int, doorbell: int, stride: int, timeout: float
+        self,
+        driver: NvmeDriver,
+        registers: Accessor,
+        ram: GuestRam,
+        offset: int,
+        number: int,
+        timeout: float,
     ) -> None:
         self.submissions, self.completions = ram.address + offset, ram.address + offset + PAGE
-        self._registers, self._ram, self._offset = registers, ram, offset
-        self._doorbell, self._stride, self._timeout = doorbell, stride, timeout
+        self._driver, self._registers, self._timeout = driver, registers, timeout
+        self._ram, self._offset = ram, offset
+        self._doorbell = driver.doorbell(number)
         self._index = 0
         self._phase = 1
 
@@ -212,33 +257,37 @@ class _QueuePair:
         cdw10: int = 0,
         cdw11: int = 0,
         cdw12: int = 0,
-    ) -> None:
-        """Run one command; RemoteError, with its ``name``, if the controller completes it with an error."""
+    ) -> int:
+        """Run one command; its result. RemoteError, with its ``name``, if it completes with an error."""
         # With one command in flight both queues stand at the same entry, which also serves as identifier.
         entry = COMMAND.pack(opcode, 0, self._index, nsid, prp1, prp2, cdw10, cdw11, cdw12, 0, 0, 0)
         self._ram.write(self._offset + self._index * COMMAND.size, entry)
         following = (self._index + 1) % QUEUE_ENTRIES
-        self._registers.write32(self._doorbell, following)
-        code = self._wait(name)
+        self._driver.ring(self._doorbell, following)
+        result, code = self._wait(name)
         self._phase ^= following == 0
         self._index = following
-        self._registers.write32(self._doorbell + self._stride, following)
+        self._driver.ring(self._doorbell + self._driver.doorbell_stride, following)
         if code:
             kind, value = code >> 8 & 7, code & 0xFF
             raise RemoteError(
                 f"{name} failed with status type {kind}, code {value:#04x}", command=name, errno=0
             )
+        return result
 
-    def _wait(self, name: str) -> int:
-        """Wait for the completion; return its status, 0 for success."""
+    def _wait(self, name: str) -> tuple[int, int]:
+        """Wait for the completion; return its result and its status, 0 for success."""
         at = self._offset + PAGE + self._index * (COMPLETION.size)
         deadline = time.monotonic() + self._timeout
-        while (word := COMPLETION.unpack(self._ram.read(at, COMPLETION.size))[0]) & 1 != self._phase:
+        while True:
+            # The phase first: whoever writes the entry writes it last.
+            if self._ram.view[at + PHASE_BYTE] & 1 == self._phase:
+                result, word = COMPLETION.unpack(self._ram.read(at, COMPLETION.size))
+                return result, word >> 1
             # Asking lets a device in our own thread go on, and tells us of one that has failed.
             status(self._registers)
             if time.monotonic() > deadline:
                 raise PeerTimeout(f"{name} was not completed in {self._timeout:g} s")
-        return int(word) >> 1
 
 
 def status(registers: Accessor) -> int:
