@@ -1,3 +1,4 @@
+import gc
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -47,6 +48,7 @@ def memory() -> Iterator[Callable[[], Mapping]]:
         os.ftruncate(fd, 4096)
         return Mapping(address=0x10000, size=4096, fd=fd)
 
+    gc.collect()  # what other tests have left is not to go meanwhile
     before = len(os.listdir("/proc/self/fd"))
     yield make
     assert len(os.listdir("/proc/self/fd")) == before

@@ -57,7 +57,8 @@ class Access(NamedTuple):
 class DeviceContract(Protocol):
     """What a server needs of a device. Errors become error replies; `RequestRefused` names the errno.
 
-    A device may also have ``attach(loop)``, ``connected(remote)`` and ``disconnected()``; see `Device`.
+    A device may also have ``attach(loop)``, ``connected(remote)`` and ``disconnected()``; see `Device`; and
+    ``introduced(announced)``, called before ``connected``: whether the client said what it can do.
     """
 
     @property

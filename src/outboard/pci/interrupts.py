@@ -89,6 +89,11 @@ class EventFd:
             self._poll = select.poll()
             self._poll.register(fd, select.POLLOUT)
 
+    @property
+    def blocks(self) -> bool:
+        """Whether a plain write to it may block: the client made it so."""
+        return self._poll is not None
+
     def signal(self) -> None:
         """Add 1, unless the counter is full: then the client has enough to read already."""
         with suppress(OSError):

@@ -17,6 +17,7 @@ from outboard.errors import OutboardError, RequestRefused
 from outboard.loop import Loop
 from outboard.protocol import Command, ErrorReply, Event, Fatal, Malformed, Reply, Request, ServerConnection
 from outboard.protocol.connection import MAX_ERRNO
+from outboard.protocol.messages import Version
 from outboard.server.remote_dma import MessageDma
 from outboard.server.requests import OnError, Requests
 
@@ -114,6 +115,8 @@ class Session:
                 answer = self._connection.accept(request)
                 self._is_connected = True
                 self._requests.client_takes_fds = self._connection.peer.max_msg_fds > 0
+                assert isinstance(request.body, Version)
+                _optional(self.device, "introduced", request.body.capabilities is not None)
                 _optional(self.device, "connected", self._memory)
             else:
                 raise RequestRefused(f"this server does not support {request.command.name}")

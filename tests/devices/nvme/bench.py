@@ -62,8 +62,8 @@ class Bench:
         self.driver = Driver(self.bar, Ram(memoryview(self.memory), RAM_ADDRESS), self.step)
 
     def step(self) -> None:
-        """Let the device do what it has put off."""
-        self.loop.run_once(timeout=0)
+        """Let the device do what it has put off, or what it waits for."""
+        self.loop.run_once(timeout=60 if self.device.state.outstanding else 0)
 
     def settle(self) -> None:
         """Let the device work until nothing is left."""
@@ -87,6 +87,7 @@ class Bench:
         assert self.device.dma.live_views == 0
         assert not self.device.unhandled
         self.device.disconnected()
+        self.device.close()
         self.loop.close()
         os.close(self.fd)
         for space in self.device.namespaces.values():

@@ -39,16 +39,6 @@ def test_the_effects_log_names_the_commands_that_are_executed(driver: Driver) ->
     assert ended(driver.admin.execute(other_set)) == Status.INVALID_FIELD
 
 
-def test_health_counts_what_others_count_too(bench: Bench, driver: Driver) -> None:
-    bench.device.state.health.extra = lambda: (10, 20, 512_000, 512_001)
-    pair = driver.create_queue_pair(1)
-    for opcode in (IoOpcode.READ, IoOpcode.WRITE):
-        assert ended(pair.execute(driver.rw(opcode, 0, 1, driver.data, 512))) == Status.SUCCESS
-    health = HEALTH_LOG.decode(get(driver, LogId.HEALTH, 512))
-    assert (health["host_read_commands"], health["host_write_commands"]) == (11, 21)
-    assert (health["data_units_read"], health["data_units_written"]) == (2, 2), "rounded up"
-
-
 @pytest.mark.point("L02")
 def test_errors_are_logged_newest_first(driver: Driver) -> None:
     pair = driver.create_queue_pair(1)

@@ -9,6 +9,8 @@ import pytest
 
 from outboard.devices.nvme import Namespace, workers
 from outboard.devices.nvme.command import Command
+from outboard.devices.nvme.datapath.plane import DataPlane, Tuning
+from outboard.devices.nvme.datapath.records import BY_PYTHON
 from outboard.devices.nvme.io import IO_COMMANDS
 from outboard.devices.nvme.spec import BROADCAST, IoOpcode
 from outboard.devices.nvme.state import Identity, Limits, State
@@ -19,6 +21,7 @@ from outboard.devices.nvme.workers import Task, Workers
 from outboard.dma import GuestMemory, Mapping
 from outboard.errors import StorageError
 from outboard.loop import Loop
+from outboard.native.words import Block
 from outboard.storage import Data, RamStorage, Storage
 
 SIZE = 1 << 20
@@ -84,7 +87,18 @@ class Stand:
         self.memory.map(Mapping(0, 4096, fd=os.dup(self.fd)))
         disks: tuple[Storage, ...] = (self.slow, self.other, self.ram)
         spaces = {nsid: Namespace(disk) for nsid, disk in enumerate(disks, 1)}
-        self.state = State(Identity("S", "M", "F", 1, 1), Limits(), spaces, Bus(self.memory))
+        limits = Limits()
+        self.doorbells = Block(4096)
+        plane = DataPlane(
+            self.memory,
+            spaces,
+            io_queues=limits.io_queues,
+            mdts=limits.transfer,
+            doorbells=self.doorbells.address,
+            vector_fd=lambda cq: BY_PYTHON,
+            tuning=Tuning(native=False),
+        )
+        self.state = State(Identity("S", "M", "F", 1, 1), limits, spaces, Bus(self.memory), plane)
         self.ended: list[tuple[str, int | Exception]] = []
 
     def work(self, opcode: IoOpcode, nsid: int, **more: int) -> Work:

@@ -2,6 +2,9 @@
 
 It knows neither PCI nor registers: see `outboard.devices.nvme.function`. NVMe Base 2.0, 3.3 and 3.5.
 
+I/O queues are the data plane's (`outboard.devices.nvme.datapath`). What comes here is the admin queue, what
+the data plane leaves to Python, and whole queues whose memory it cannot reach.
+
 `Controller.process` does a bounded amount of work, so that whoever drives it can do other things in
 between. A command is taken only when its completion has a place to go. Whatever a command does wrong
 ends in its own completion; only queues that cannot be read or written at all end the controller.
@@ -12,21 +15,28 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from enum import Enum
 
-from outboard.devices.nvme.admin import ADMIN_COMMANDS
+from outboard.devices.nvme.admin import ADMIN_COMMANDS, PAUSING
 from outboard.devices.nvme.command import Command
+from outboard.devices.nvme.datapath.loop import MORE
 from outboard.devices.nvme.events import INVALID_DOORBELL_REGISTER, INVALID_DOORBELL_VALUE, Event
 from outboard.devices.nvme.io import IO_COMMANDS
 from outboard.devices.nvme.queues import CompletionQueue, SubmissionQueue
-from outboard.devices.nvme.state import State
+from outboard.devices.nvme.state import Outstanding, State
 from outboard.devices.nvme.status import CommandFailed, Status, status_field
 from outboard.devices.nvme.transfer import Abandoned, check_flags
-from outboard.devices.nvme.work import run_inline
+from outboard.devices.nvme.work import Work, run_inline
+from outboard.devices.nvme.workers import Workers
 from outboard.errors import DmaError
+from outboard.loop import Loop
+from outboard.native.libc import SECOND
 
 log = logging.getLogger(__name__)
 
 BATCH = 64
 """Commands executed by one call of `Controller.process`."""
+
+OUTSTANDING = 256
+"""Commands that may wait for storage at once; the others wait in their queues."""
 
 
 class Progress(Enum):
@@ -38,32 +48,63 @@ class Progress(Enum):
 
 
 class Controller:
-    """Executes the commands of ``state``'s queues; ``interrupt`` is called once a batch for each queue."""
+    """Executes the commands of ``state``'s queues; ``interrupt`` is called once a batch for each queue.
 
-    def __init__(self, state: State, interrupt: Callable[[CompletionQueue], None]) -> None:
+    ``progressed`` is called when a command that waited for storage has ended: `process` has to run.
+    """
+
+    def __init__(
+        self,
+        state: State,
+        interrupt: Callable[[CompletionQueue], None],
+        progressed: Callable[[], None],
+    ) -> None:
         self.state = state
         self.enabled = False
         self._interrupt = interrupt
+        self._progressed = progressed
         self._processing = False
         self._last_served = 0
         self._out_of_reach: list[SubmissionQueue | CompletionQueue] = []
+        self._workers: Workers | None = None
+        self.deferred = 0.0
+        """In how many seconds `process` has to run again although nothing happens; 0: not at all."""
 
     def enable(self, asq: int, sq_size: int, acq: int, cq_size: int) -> None:
         """Start with the admin queues at these addresses, of so many entries."""
-        cq = CompletionQueue(0, acq, cq_size, submitters=1)
-        self.state.completion[0] = cq
-        self.state.submission[0] = SubmissionQueue(0, asq, sq_size, cq)
+        state, plane = self.state, self.state.plane
+        with plane.paused():
+            cq = CompletionQueue(*plane.record_of_cq(0), id=0, address=acq, size=cq_size, submitters=1)
+            state.completion[0] = cq
+            state.submission[0] = SubmissionQueue(
+                *plane.record_of_sq(0), id=0, address=asq, size=sq_size, cq=cq
+            )
+            plane.configure()
+            plane.place()
         self._last_served = 0
         self.enabled = True
 
     def stop(self) -> None:
         """Take no more commands (shutdown); what is there stays readable."""
         self.enabled = False
+        self.state.plane.halt()
 
     def reset(self) -> None:
         """End this life: no DMA, completion or interrupt of it comes later."""
         self.enabled = False
-        self.state.reset()
+        with self.state.plane.paused():
+            self.state.reset()
+
+    def start_workers(self, loop: Loop) -> None:
+        """From now on storage that may block is called in threads of its own."""
+        if self._workers is None:
+            self._workers = Workers(loop)
+
+    def stop_workers(self) -> None:
+        """End those threads, when what they do now is done."""
+        if self._workers is not None:
+            self._workers.close()
+            self._workers = None
 
     def ring(self, doorbell: int, value: int) -> bool:
         """The host wrote ``value`` to doorbell number ``doorbell``; True if `process` has something to do.
@@ -72,12 +113,19 @@ class Controller:
         """
         if not self.enabled:
             return False
+        plane = self.state.plane
         queues = self.state.completion if doorbell & 1 else self.state.submission
         queue = queues.get(doorbell >> 1)
         if queue is None:
             self.state.events.post(INVALID_DOORBELL_REGISTER)
         elif not queue.ring(value):
             self.state.events.post(INVALID_DOORBELL_VALUE)
+        elif queue.fast and isinstance(queue, SubmissionQueue):
+            plane.wake(queue.cq.id)
+            return plane.inline
+        elif queue.fast and isinstance(queue, CompletionQueue):
+            plane.wake_for_head(queue)
+            return plane.inline
         return self.pending
 
     def report(self, event: Event) -> None:
@@ -94,12 +142,13 @@ class Controller:
             any(sq.ready for sq in state.submission.values())
             or any(cq.owed for cq in state.completion.values())
             or (state.events.due and state.completion[0].room > 0)
+            or (state.plane.slow and len(state.outstanding) < OUTSTANDING)
         )
 
     @property
     def unconsumed(self) -> bool:
         """Whether a completion waits in a queue that interrupts: what holds an INTx line up."""
-        return any(cq.interrupts and cq.head != cq.tail for cq in self.state.completion.values())
+        return any(cq.interrupts and cq.used for cq in self.state.completion.values())
 
     def process(self) -> Progress:
         """Execute up to `BATCH` commands. Called from within itself, by way of a DMA message: nothing."""
@@ -107,8 +156,10 @@ class Controller:
             return Progress.IDLE
         self._processing = True
         self._out_of_reach.clear()
+        self.deferred = 0.0
+        more = False
         try:
-            self._process()
+            more = self._process()
         except Abandoned:
             log.debug("reset while memory was awaited: the rest of the batch is dropped")
         finally:
@@ -116,13 +167,23 @@ class Controller:
             self._signal()
         if self._out_of_reach:
             return Progress.STALLED
-        return Progress.MORE if self.pending else Progress.IDLE
+        return Progress.MORE if more or self.pending else Progress.IDLE
 
-    def _process(self) -> None:
-        state = self.state
-        for cq in [cq for cq in state.completion.values() if cq.owed]:
-            with self._reaching(cq):
-                cq.settle(state.bus)
+    def _process(self) -> bool:
+        """The work of one call; whether the loop of the data plane has more to do in this thread."""
+        state, plane = self.state, self.state.plane
+        left = plane.run()
+        self._look_at_doorbells()
+        for sq, entry in plane.slow_commands(min(BATCH, OUTSTANDING - len(state.outstanding))):
+            self._execute(sq, Command.decode(entry))
+            if not self.enabled:
+                break
+        if indebted := [cq for cq in state.completion.values() if cq.owed]:
+            for cq in indebted:
+                with self._reaching(cq):
+                    cq.settle(state.bus)
+            with plane.paused():
+                plane.place()
         budget = BATCH
         while self.enabled and budget > 0 and (queues := self._in_turn()):
             for sq in queues:
@@ -132,6 +193,20 @@ class Controller:
                     break
             self._tell_events()
         self._tell_events()
+        plane.hand_back_late()
+        if plane.inline and plane.returning:
+            left = plane.run()
+        self.deferred = max(left, 0) / SECOND
+        return left == MORE or (plane.inline and plane.returning)
+
+    def _look_at_doorbells(self) -> None:
+        """Look at doorbells that do not ring, and at what the data plane says of those it looked at."""
+        state, plane = self.state, self.state.plane
+        for _ in range(plane.take_bad_doorbells()):
+            state.events.post(INVALID_DOORBELL_VALUE)
+        for sq in state.submission.values():
+            if not sq.fast and not sq.look():
+                state.events.post(INVALID_DOORBELL_VALUE)
 
     @contextmanager
     def _reaching(self, queue: SubmissionQueue | CompletionQueue) -> Iterator[None]:
@@ -144,8 +219,13 @@ class Controller:
 
     def _in_turn(self) -> list[SubmissionQueue]:
         """The queues with something to take, beginning after the one that was served last."""
+        room = len(self.state.outstanding) < OUTSTANDING
         return sorted(
-            (sq for sq in self.state.submission.values() if sq.ready and sq not in self._out_of_reach),
+            (
+                sq
+                for sq in self.state.submission.values()
+                if sq.ready and (room or sq.id == 0) and sq not in self._out_of_reach
+            ),
             key=lambda sq: (sq.id <= self._last_served, sq.id),
         )
 
@@ -156,29 +236,29 @@ class Controller:
         entries = sq.peek(self.state.bus, min(limit, sq.cq.room))
         self._last_served = sq.id
         for taken, entry in enumerate(entries):
-            if not self.enabled:
+            if not self.enabled or sq.cq.owed:
                 return taken
             sq.advance()
+            sq.cq.pending += 1
             self._execute(sq, Command.decode(entry))
         return len(entries)
 
     def _execute(self, sq: SubmissionQueue, command: Command) -> None:
-        """Execute one command and, unless it waits for an event, complete it."""
-        result: int | None = 0
+        """Begin one command, whose completion has its place; complete it, unless it waits for something."""
+        outcome: int | Work | None = 0
         field = 0
         try:
-            result = self._handle(sq, command)
-        except CommandFailed as failure:
-            field = self._fail(sq, command, failure)
-        except Abandoned:
-            raise
+            outcome = self._handle(sq, command)
         except Exception as error:
-            log.exception("opcode %#x of queue %d failed", command.opcode, sq.id)
-            field = self._fail(sq, command, CommandFailed(Status.INTERNAL_ERROR, repr(error)))
-        if result is not None:
-            sq.cq.post(self.state.bus, sq, command.cid, field, result)
+            field = self._fail(sq, command, error)
+        if outcome is None:
+            sq.cq.pending -= 1
+        elif isinstance(outcome, Generator):
+            self._begin(sq, command, outcome)
+        else:
+            self._complete(sq, command.cid, field, outcome)
 
-    def _handle(self, sq: SubmissionQueue, command: Command) -> int | None:
+    def _handle(self, sq: SubmissionQueue, command: Command) -> int | Work | None:
         # First of all: an identifier left behind would end a later command that has it too.
         if command.cid in sq.aborted:
             sq.aborted -= {command.cid}
@@ -192,15 +272,57 @@ class Controller:
             raise CommandFailed(
                 Status.COMMAND_ID_CONFLICT, f"command {command.cid:#x} is outstanding", location=2
             )
-        result = handler(self.state, command)
-        return run_inline(result) if isinstance(result, Generator) else result
+        if sq.id == 0 and command.opcode in PAUSING:
+            with self.state.plane.paused():
+                return handler(self.state, command)
+        return handler(self.state, command)
 
-    def _fail(self, sq: SubmissionQueue, command: Command, failure: CommandFailed) -> int:
+    def _begin(self, sq: SubmissionQueue, command: Command, work: Work) -> None:
+        """Run a command that may wait for storage: here as far as it goes, the rest when storage answers."""
+        if self._workers is None:
+            try:
+                self._complete(sq, command.cid, 0, run_inline(work))
+            except Exception as error:
+                self._complete(sq, command.cid, self._fail(sq, command, error), 0)
+            return
+        key = object()
+        over = False
+
+        def ended(outcome: int | Exception) -> None:
+            nonlocal over
+            over = True
+            if isinstance(outcome, Abandoned):
+                return
+            if isinstance(outcome, Exception):
+                self._complete(sq, command.cid, self._fail(sq, command, outcome), 0)
+            else:
+                self._complete(sq, command.cid, 0, outcome)
+            if self.state.outstanding.pop(key, None):
+                self._progressed()
+
+        task = self._workers.start(work, ended)
+        if not over:
+            self.state.outstanding[key] = Outstanding(sq, command.cid, task)
+
+    def _complete(self, sq: SubmissionQueue, cid: int, field: int, result: int) -> None:
+        """Post the completion of a command that was counted as pending; by whoever posts there."""
+        if sq.cq.fast:
+            self.state.plane.complete(sq, cid, field, result)
+        else:
+            sq.cq.pending -= 1
+            sq.cq.post(self.state.bus, sq, cid, field, result)
+
+    def _fail(self, sq: SubmissionQueue, command: Command, error: Exception) -> int:
         """Log a failure where the host can read it; return its status field."""
-        field = status_field(failure.status, more=True)
+        if isinstance(error, Abandoned):
+            raise error
+        if not isinstance(error, CommandFailed):
+            log.error("opcode %#x of queue %d failed", command.opcode, sq.id, exc_info=error)
+            error = CommandFailed(Status.INTERNAL_ERROR, repr(error))
+        field = status_field(error.status, more=True)
         lba = command.slba if sq.id else 0
-        self.state.errors.add(sq.id, command, field, failure, lba)
-        log.debug("queue %d, command %#x: %s", sq.id, command.cid, failure)
+        self.state.errors.add(sq.id, command, field, error, lba)
+        log.debug("queue %d, command %#x: %s", sq.id, command.cid, error)
         return field
 
     def _tell_events(self) -> None:
@@ -216,6 +338,7 @@ class Controller:
 
     def _signal(self) -> None:
         for cq in self.state.completion.values():
-            if cq.signal:
+            wanted = self.state.plane.take_signal(cq)
+            if cq.signal or wanted:
                 cq.signal = False
                 self._interrupt(cq)

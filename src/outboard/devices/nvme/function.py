@@ -11,9 +11,13 @@ Left out: the controller memory buffer, persistent memory, boot partitions, page
 
 import logging
 import time
+from typing import Literal, get_args
 
 from outboard.device import Device
 from outboard.devices.nvme.controller import Controller, Progress
+from outboard.devices.nvme.datapath.plane import DataPlane, Tuning
+from outboard.devices.nvme.datapath.records import BY_PYTHON, PL_POLLED
+from outboard.devices.nvme.doorbell_page import DoorbellPage
 from outboard.devices.nvme.events import NAMESPACE_CHANGED
 from outboard.devices.nvme.namespace import Namespace
 from outboard.devices.nvme.queues import CompletionQueue
@@ -22,6 +26,7 @@ from outboard.devices.nvme.state import Identity, Limits, State
 from outboard.devices.nvme.transfer import Bus
 from outboard.errors import DefinitionError, StorageError
 from outboard.loop import Timer
+from outboard.native.jit import available
 from outboard.pci.bar import Bar
 from outboard.pci.capabilities import Msi, MsiX, PciExpress, PowerManagement
 from outboard.pci.interrupts import Intx
@@ -42,6 +47,9 @@ STALL_RETRY = 0.05
 
 FIRMWARE = "1.0"
 
+Doorbells = Literal["auto", "shadow", "mmap", "trapped"]
+"""How the host tells of new commands and consumed completions; see `Nvme`."""
+
 _NSSRO, _NAMESPACE_NOTICES = 1 << 4, 1 << 8
 
 
@@ -50,6 +58,13 @@ class Nvme(Device):
 
     ``serial`` (20 characters at most, printable ASCII) is what hosts tell controllers and namespaces
     apart by: keep it, and they are recognised after a restart. ``model`` has 40 characters at most.
+    ``doorbells`` says how the host tells of new commands. ``"shadow"``: by messages, and in guest memory if
+    its driver wants to (Doorbell Buffer Config), so that it is silent while we look. ``"mmap"``: in a page
+    of BAR0 that the client maps, and that is looked at all the time. ``"trapped"``: by messages only.
+    ``"auto"``: mapped for a client that introduces itself without a word, as SPDK's driver does, which knows
+    no other way; else as ``"shadow"``. ``tuning`` says how the queues are served; without it by one
+    poller, compiled, where Numba is installed, and in the device's own thread elsewhere.
+
     ``vectors`` is the number of MSI-X vectors (0 to 256). With 0 the controller has MSI and INTx only and
     can be unplugged: QEMU up to 11.1 ends itself when a vfio-user device with MSI-X is. ``io_queues`` is
     the number of I/O queue pairs, ``queue_entries`` the largest I/O queue (2 to 65536), ``mdts`` the
@@ -116,6 +131,8 @@ class Nvme(Device):
         io_queues: int = 32,
         queue_entries: int = 1024,
         mdts: int = 7,
+        doorbells: Doorbells = "auto",
+        tuning: Tuning | None = None,
         **replacements: object,
     ) -> None:
         _check_text("serial", serial, 20)
@@ -127,6 +144,11 @@ class Nvme(Device):
         msix = MsiX(vectors, table=(0, 0x2000), pba=(0, 0x3000)) if vectors else None
         replacements.setdefault("msix", msix)
         replacements.setdefault("cap", _capabilities(queue_entries))
+        if doorbells not in get_args(Doorbells):
+            raise DefinitionError(f"doorbells={doorbells!r}: it is one of {', '.join(get_args(Doorbells))}")
+        tuning = tuning or Tuning(pollers=int(available()))
+        if tuning.pollers == 0 and doorbells == "mmap":
+            raise DefinitionError("doorbells='mmap' needs a poller: nobody rings, so somebody has to look")
         super().__init__(**replacements)
         self.namespaces = {
             nsid: space if isinstance(space, Namespace) else Namespace(space)
@@ -136,18 +158,34 @@ class Nvme(Device):
         subsystem = vendor if self.subsystem_vendor_id is None else self.subsystem_vendor_id
         # MSI, and then INTx, are one vector.
         usable = len(self.msix) if self.msix is not None else 1
-        self.state = State(
-            Identity(serial, model, FIRMWARE, vendor, subsystem),
-            Limits(io_queues=io_queues, vectors=usable, queue_entries=queue_entries, mdts=mdts),
+        limits = Limits(io_queues=io_queues, vectors=usable, queue_entries=queue_entries, mdts=mdts)
+        self._page = DoorbellPage()
+        self.plane = DataPlane(
+            self.dma,
             self.namespaces,
-            Bus(self.dma),
+            io_queues=io_queues,
+            mdts=limits.transfer,
+            doorbells=self._page.address,
+            vector_fd=self._vector_fd,
+            tuning=tuning,
         )
-        self.controller = Controller(self.state, self._interrupt)
+        identity = Identity(serial, model, FIRMWARE, vendor, subsystem)
+        self.state = State(identity, limits, self.namespaces, Bus(self.dma), self.plane)
+        self.controller = Controller(self.state, self._interrupt, self._schedule)
+        self._doorbells = doorbells
+        self._map_doorbells(doorbells == "mmap")
+        if self.msix is not None:
+            self.msix.on_change = self.plane.vector_changed
         self._running = False
         self._scheduled = False
         self._gone = False
         self._stalled_since: float | None = None
         self._retry: Timer | None = None
+
+    @property
+    def statistics(self) -> dict[str, int]:
+        """What the data plane has counted since the device was made."""
+        return self.plane.statistics
 
     @classmethod
     def _most_queues(cls) -> int:
@@ -214,26 +252,55 @@ class Nvme(Device):
         self.controller.reset()
         self._forget_stall()
 
+    def introduced(self, announced: bool) -> None:
+        """A client has said what it can do, or (``announced`` is False) not a word about it."""
+        if self._doorbells != "auto" or self.plane.inline:
+            return
+        self._map_doorbells(not announced)
+        if announced:
+            log.info(
+                "doorbells: by messages, and in guest memory if the driver offers that (--doorbells auto)"
+            )
+        else:
+            log.info(
+                "doorbells: the client announced no capabilities, as SPDK's driver does; it gets the page to"
+                " map, which is polled (--doorbells auto)"
+            )
+
     def on_connect(self) -> None:
         """A client is there, perhaps one that goes on where the last one was cut off."""
         self._gone = False
-        if self.controller.pending:
+        self.controller.start_workers(self._require_loop())
+        self.plane.start(self._require_loop(), self._schedule)
+        if self.controller.pending or self.plane.inline:
             self._schedule()
 
     def on_disconnect(self) -> None:
-        """Queues and registers stay; but with no memory to reach, nothing is done."""
+        """Queues and registers stay, unless the doorbells were mapped: such a driver never comes back.
+
+        With no memory to reach, nothing is done.
+        """
         self._gone = True
         self._forget_stall()
+        self.plane.stop(self.loop)
+        self.controller.stop_workers()
+        if self.plane.polled:
+            self.reset()
 
     def on_bus_master(self, enabled: bool) -> None:
         """Memory that could not be reached may be reachable now."""
         if enabled and self.controller.pending:
             self._schedule()
 
+    def close(self) -> None:
+        """Let go of what only goes by itself when the device is forgotten. It is not used any more."""
+        self._page.close()
+
     def refresh(self, nsid: int) -> None:
         """Look at a namespace's storage again, whose size has changed, and tell the host."""
         space = self.namespaces[nsid]
         space.blocks = space.storage.size // space.block_size
+        self.plane.configure()
         self.state.changed_namespaces.add(nsid)
         if self.state.features.tells(_NAMESPACE_NOTICES):
             self.controller.report(NAMESPACE_CHANGED)
@@ -309,6 +376,8 @@ class Nvme(Device):
         self._forget_stall()
         if progress is Progress.MORE:
             self._schedule()
+        elif self.controller.deferred:
+            self.after(self.controller.deferred, self._schedule)
 
     def _wait_for_memory(self) -> None:
         now = time.monotonic()
@@ -331,6 +400,26 @@ class Nvme(Device):
         if self._retry is not None:
             self._retry.cancel()
             self._retry = None
+
+    def _map_doorbells(self, mapped: bool) -> None:
+        """Offer the page of doorbells to the client, or not; and the buffers in guest memory otherwise."""
+        self.plane.polled = mapped
+        self.plane.shadowable = not mapped and self._doorbells in ("auto", "shadow")
+        for workspace in self.plane.workspaces:
+            workspace.record[PL_POLLED] = int(mapped)
+        self.regions = (self._page.offered_in(self.regions[0], mapped), *self.regions[1:])
+
+    def _vector_fd(self, cq: CompletionQueue) -> int:
+        """The eventfd of a queue's vector, for the data plane to write to; or `BY_PYTHON`.
+
+        Python sends what is masked, what is no MSI-X, and what could block: only the client can say that an
+        eventfd does not.
+        """
+        if self.plane.inline or self.msix is None:
+            return BY_PYTHON
+        vector = self.msix[cq.vector]
+        event = vector.event
+        return event.fd if event is not None and not event.blocks and not vector.masked else BY_PYTHON
 
     @property
     def _msix_enabled(self) -> bool:

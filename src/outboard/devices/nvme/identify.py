@@ -17,6 +17,9 @@ LIST_LENGTH = 1024
 COMPARE, DATASET_MANAGEMENT, WRITE_ZEROES, SELECT, TIMESTAMP = 1 << 0, 1 << 2, 1 << 3, 1 << 4, 1 << 6
 """Bits of ONCS. SELECT: the Select field of Get Features, and Save of Set Features, mean something."""
 
+DOORBELL_BUFFER_CONFIG = 1 << 8
+"""A bit of OACS."""
+
 _EUI64, _NGUID, _UUID, _CSI = 1, 2, 3, 4
 """Types of namespace identification descriptors."""
 
@@ -65,6 +68,7 @@ def controller(state: State) -> bytes:
         cntlid=1,
         ver=VERSION,
         rtd3e=20_000_000,  # microseconds a shutdown may take: a host's file cache may have to reach a disk
+        oacs=DOORBELL_BUFFER_CONFIG if state.plane.shadowable else 0,
         oaes=1 << 8,  # namespace attribute notices
         cntrltype=1,
         acl=limits.aborts - 1,

@@ -1,4 +1,4 @@
-"""Creating and deleting I/O queues (NVMe Base 2.0, 5.4 to 5.7)."""
+"""Creating and deleting I/O queues, with the data plane paused (NVMe Base 2.0, 5.4 to 5.7)."""
 
 from contextlib import suppress
 
@@ -22,8 +22,15 @@ def create_io_cq(state: State, command: Command) -> int:
             Status.INVALID_INTERRUPT_VECTOR, f"there is no interrupt vector {vector}", location=46
         )
     state.completion[qid] = CompletionQueue(
-        qid, command.prp1, size, vector if interrupts else 0, interrupts=interrupts
+        *state.plane.record_of_cq(qid),
+        id=qid,
+        address=command.prp1,
+        size=size,
+        vector=vector if interrupts else 0,
+        interrupts=interrupts,
     )
+    state.plane.clear_shadow(qid, head=True)
+    state.plane.place()
     return 0
 
 
@@ -41,29 +48,37 @@ def create_io_sq(state: State, command: Command) -> int:
             Status.COMPLETION_QUEUE_INVALID, f"completion queue {cqid} was not created", location=46
         )
     cq.submitters += 1
-    state.submission[qid] = SubmissionQueue(qid, command.prp1, size, cq)
+    state.submission[qid] = SubmissionQueue(
+        *state.plane.record_of_sq(qid), id=qid, address=command.prp1, size=size, cq=cq
+    )
+    state.plane.clear_shadow(qid, head=False)
+    state.plane.place()
     return 0
 
 
 def delete_io_sq(state: State, command: Command) -> int:
     """Execute Delete I/O Submission Queue.
 
-    Commands it still holds complete as Aborted due to SQ Deletion while its completion queue has room;
-    the others end with this command, as the specification has it.
+    Commands it still holds, and those that wait for storage, complete as Aborted due to SQ Deletion while
+    its completion queue has room; the others end with this command, as the specification has it.
     """
     qid = command.cdw10 & 0xFFFF
     sq = state.submission.get(qid) if qid else None
     if sq is None:
         raise CommandFailed(Status.INVALID_QUEUE_ID, f"there is no I/O submission queue {qid}", location=40)
+    for cid in state.withdraw(sq):
+        sq.cq.post(state.bus, sq, cid, status_field(Status.ABORTED_SQ_DELETION), 0)
     with suppress(DmaError):
         _abort_waiting(state, sq)
     sq.cq.submitters -= 1
     del state.submission[qid]
+    state.plane.place()
     return 0
 
 
 def _abort_waiting(state: State, sq: SubmissionQueue) -> None:
-    while sq.ready:
+    sq.look()
+    while sq.waiting and sq.cq.room > 0:
         (entry,) = sq.peek(state.bus, 1)
         sq.advance()
         cid = Command.decode(entry).cid
@@ -81,6 +96,7 @@ def delete_io_cq(state: State, command: Command) -> int:
             Status.INVALID_QUEUE_DELETION, f"{cq.submitters} submission queues still complete in {qid}"
         )
     del state.completion[qid]
+    state.plane.place()
     return 0
 
 

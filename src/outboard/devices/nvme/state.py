@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from outboard.devices.nvme.command import Command
+from outboard.devices.nvme.datapath.plane import DataPlane
 from outboard.devices.nvme.events import Events
 from outboard.devices.nvme.features import Features
 from outboard.devices.nvme.logs import ErrorLog, Health
@@ -13,6 +14,7 @@ from outboard.devices.nvme.spec import PAGE
 from outboard.devices.nvme.status import CommandFailed, Status
 from outboard.devices.nvme.transfer import Bus
 from outboard.devices.nvme.work import Work
+from outboard.devices.nvme.workers import Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +48,20 @@ class Limits:
         return PAGE << self.mdts
 
 
+@dataclass(frozen=True, slots=True)
+class Outstanding:
+    """A command that waits for storage."""
+
+    sq: SubmissionQueue
+    cid: int
+    task: Task
+
+
 @dataclass(slots=True)
 class State:
     """A controller between its registers and its namespaces.
 
+    ``outstanding`` are the commands that wait for storage in Python.
     ``granted`` is the number of I/O queues of each kind the host was given (Set Features 07h).
     ``entry_sizes_set`` says whether CC.IOSQES and CC.IOCQES have the only values there are.
     """
@@ -58,6 +70,7 @@ class State:
     limits: Limits
     namespaces: Mapping[int, Namespace]
     bus: Bus
+    plane: DataPlane
     features: Features = field(init=False)
     events: Events = field(init=False)
     health: Health = field(default_factory=Health)
@@ -65,6 +78,7 @@ class State:
     changed_namespaces: set[int] = field(default_factory=set)
     submission: dict[int, SubmissionQueue] = field(default_factory=dict)
     completion: dict[int, CompletionQueue] = field(default_factory=dict)
+    outstanding: dict[object, Outstanding] = field(default_factory=dict)
     granted: int = field(init=False)
     entry_sizes_set: bool = False
 
@@ -73,16 +87,37 @@ class State:
         self.events = Events(self.limits.event_requests)
         self.errors = ErrorLog(self.limits.error_entries)
         self.granted = self.limits.io_queues
+        self.health.extra = self.plane.totals
+        self.plane.adopt(self.submission, self.completion, self.features)
+        self.features.on_change = self.plane.configure
 
     def reset(self) -> None:
-        """Forget what a controller level reset forgets; counters, logs and namespaces stay."""
+        """Forget what a controller level reset forgets; counters, logs and namespaces stay.
+
+        Only while the data plane is paused.
+        """
         self.bus.end_life()
+        for waiting in self.outstanding.values():
+            waiting.task.cancel()
+        self.outstanding.clear()
         self.submission.clear()
         self.completion.clear()
+        self.plane.reset()
         self.features.reset()
         self.events.reset()
         self.changed_namespaces.clear()
         self.granted = self.limits.io_queues
+
+    def withdraw(self, sq: SubmissionQueue) -> list[int]:
+        """Take back the commands of ``sq`` that Python has; their identifiers. Only while paused."""
+        cids = [Command.decode(entry).cid for entry in self.plane.withdraw(sq)]
+        for key, waiting in list(self.outstanding.items()):
+            if waiting.sq is sq:
+                waiting.task.cancel()
+                del self.outstanding[key]
+                cids.append(waiting.cid)
+        sq.cq.pending -= len(cids)
+        return cids
 
     def namespace(self, nsid: int) -> Namespace:
         """Return the namespace; raise `CommandFailed` (Invalid Namespace or Format) if there is none."""

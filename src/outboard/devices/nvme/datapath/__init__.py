@@ -1,0 +1,14 @@
+"""The NVMe data plane: the I/O queues, served by compiled loops without the GIL.
+
+==============  =====================================================================================
+`records`       what Python and the loop share
+`loop`          `serve`: what a poller runs: the queues in turn, then spin, then sleep
+`doorbells`     tails and heads, by message, mapped, or in guest memory with event indices
+`decode`        which lane a command takes
+`walk`          PRPs and SGLs to runs of memory
+`execute`       the fast lane, and the way to the slow one and back
+`files`         file namespaces, by io_uring
+`completion`    completions and interrupts
+`plane`         `DataPlane`: all of it as Python sees it
+==============  =====================================================================================
+"""

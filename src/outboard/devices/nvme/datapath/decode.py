@@ -1,0 +1,136 @@
+"""Which lane a command takes, and what the fast one has to do (NVMe Base 2.0, 3.3.3.1; NVM Command Set, 3.2).
+
+The one place where that is decided. Reads and writes that are in order, of namespaces whose storage the
+loop can reach, and flushes of those, are for the fast lane. Everything else is `DIVERT`: Python finds out
+what it is, and what is wrong with it.
+"""
+
+from outboard.devices.nvme.datapath.records import (
+    DIVERT,
+    FILE,
+    FLUSH_FILE,
+    FLUSH_NOTHING,
+    MEMORY,
+    NOTHING,
+    NS_ADDRESS,
+    NS_ALIGNMENT,
+    NS_BLOCKS,
+    NS_DURABLE,
+    NS_FD,
+    NS_KIND,
+    NS_RECORD,
+    NS_SHIFT,
+    OP_CID,
+    OP_DISK,
+    OP_FD,
+    OP_FLAGS,
+    OP_KIND,
+    OP_LENGTH,
+    OP_SEGMENT,
+    OP_SEGMENT_COUNT,
+    PL_MDTS,
+    PL_NAMESPACE_COUNT,
+    PL_NAMESPACES,
+    PL_SEGMENTS,
+    PL_VECTOR,
+    READ_FILE,
+    READ_MEMORY,
+    READ_NOTHING,
+    SEGMENT,
+    SEGMENT_HOST,
+    SEGMENT_SIZE,
+    SQ_DIVERT,
+    WRITE_FILE,
+    WRITE_MEMORY,
+    WRITE_NOTHING,
+)
+from outboard.devices.nvme.datapath.walk import walk_prps, walk_sgl
+from outboard.native.jit import jitable
+from outboard.native.memory import load64, store64
+from outboard.native.translation import READ, WRITE
+
+FLUSH_OPCODE, WRITE_OPCODE, READ_OPCODE = 0, 1, 2
+FUSED_OR_RESERVED = 0x3F
+FORCE_UNIT_ACCESS = 1 << 30
+NSID_AND_ABOVE = 32
+FIRST_POINTER, SECOND_POINTER, STARTING_LBA, CONTROL = 24, 32, 40, 48
+RESERVED_PSDT = 3
+
+
+@jitable
+def decode(plane: int, sq: int, entry: int, operation: int, segments: int) -> int:
+    """Fill ``operation``; ``segments`` of the batch are used up before, how many are it then.
+
+    Each word of the entry is loaded once: the host may change it meanwhile.
+    """
+    word = load64(entry)
+    nsid = (word >> NSID_AND_ABOVE) & 0xFFFFFFFF
+    opcode = word & 0xFF
+    flags = (word >> 8) & 0xFF
+    store64(operation + OP_CID, (word >> 16) & 0xFFFF)
+    store64(operation + OP_KIND, DIVERT)
+    psdt = flags >> 6
+    if opcode > READ_OPCODE or flags & FUSED_OR_RESERVED != 0 or psdt == RESERVED_PSDT:
+        return segments
+    if load64(sq + SQ_DIVERT) != 0:
+        return segments
+    if nsid == 0 or nsid > load64(plane + PL_NAMESPACE_COUNT):
+        return segments
+    namespace = load64(plane + PL_NAMESPACES) + (nsid - 1) * NS_RECORD
+    kind = load64(namespace + NS_KIND)
+    if kind < NOTHING:
+        return segments
+    if opcode == FLUSH_OPCODE:
+        store64(operation + OP_FD, load64(namespace + NS_FD))
+        store64(operation + OP_LENGTH, 0)
+        store64(operation + OP_SEGMENT_COUNT, 0)
+        store64(operation + OP_KIND, FLUSH_FILE if kind == FILE else FLUSH_NOTHING)
+        return segments
+    reading = opcode == READ_OPCODE
+    lba = load64(entry + STARTING_LBA)
+    details = load64(entry + CONTROL)
+    blocks = (details & 0xFFFF) + 1
+    shift = load64(namespace + NS_SHIFT)
+    length = blocks << shift
+    if lba < 0 or lba > load64(namespace + NS_BLOCKS) - blocks or length > load64(plane + PL_MDTS):
+        return segments
+    first = load64(entry + FIRST_POINTER)
+    second = load64(entry + SECOND_POINTER)
+    rights = WRITE if reading else READ
+    if psdt == 0:
+        end = walk_prps(plane, segments, first, second, length, rights)
+    else:
+        end = walk_sgl(plane, segments, first, second, length, rights)
+    if end < 0:
+        return segments
+    store64(operation + OP_LENGTH, length)
+    if kind == NOTHING:
+        store64(operation + OP_KIND, READ_NOTHING if reading else WRITE_NOTHING)
+        return segments
+    store64(operation + OP_DISK, load64(namespace + NS_ADDRESS) + (lba << shift))
+    store64(operation + OP_SEGMENT, segments)
+    store64(operation + OP_SEGMENT_COUNT, end - segments)
+    if kind == MEMORY:
+        store64(operation + OP_KIND, READ_MEMORY if reading else WRITE_MEMORY)
+        return end
+    forced = details & FORCE_UNIT_ACCESS != 0
+    if (reading and forced) or not fits(plane, namespace, segments, end):
+        return segments
+    store64(operation + OP_FD, load64(namespace + NS_FD))
+    store64(operation + OP_FLAGS, 1 if forced or load64(namespace + NS_DURABLE) != 0 else 0)
+    store64(operation + OP_KIND, READ_FILE if reading else WRITE_FILE)
+    return end
+
+
+@jitable
+def fits(plane: int, namespace: int, first: int, end: int) -> bool:
+    """Whether one system call takes these segments: not too many, no bit bucket, aligned as it wants them."""
+    if end - first > load64(plane + PL_VECTOR):
+        return False
+    mask = load64(namespace + NS_ALIGNMENT) - 1
+    table = load64(plane + PL_SEGMENTS)
+    for number in range(first, end):
+        host = load64(table + number * SEGMENT + SEGMENT_HOST)
+        if host == 0 or (host | load64(table + number * SEGMENT + SEGMENT_SIZE)) & mask != 0:
+            return False
+    return True

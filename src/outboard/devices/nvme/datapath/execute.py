@@ -1,0 +1,252 @@
+"""The fast lane: takes a batch of commands from a queue, carries it out, posts what is complete.
+
+The batch is decoded as a whole before any of it is carried out, so that one command's block is fetched
+into the cache while its predecessor's is copied. What is not for the fast lane, and what fails in it, goes
+to Python as it came: a copy of its 64 bytes in the slow ring. Its completion comes back by another ring.
+"""
+
+from outboard.devices.nvme.datapath.completion import count, post, room
+from outboard.devices.nvme.datapath.decode import decode
+from outboard.devices.nvme.datapath.files import begin
+from outboard.devices.nvme.datapath.records import (
+    BACK_CID,
+    BACK_RESULT,
+    BACK_SQ,
+    BACK_STATUS,
+    BATCH,
+    CQ_PENDING,
+    DIVERT,
+    IN_FLIGHT,
+    OP_CID,
+    OP_DISK,
+    OP_KIND,
+    OP_LENGTH,
+    OP_RECORD,
+    OP_SEGMENT,
+    OP_SEGMENT_COUNT,
+    PL_BACK,
+    PL_BACKED_UP,
+    PL_BATCHES,
+    PL_BYTES_READ,
+    PL_BYTES_WRITTEN,
+    PL_COMMANDS,
+    PL_DIVERTED,
+    PL_OPERATIONS,
+    PL_READS,
+    PL_SEGMENTS,
+    PL_SLOW,
+    PL_WRITES,
+    READ_MEMORY,
+    READ_NOTHING,
+    SEGMENT,
+    SEGMENT_HOST,
+    SEGMENT_SIZE,
+    SLOW_ENTRY,
+    SLOW_SQ,
+    SQ_BASE,
+    SQ_CQ,
+    SQ_HEAD,
+    SQ_SIZE,
+    SQ_TAIL,
+    WRITE_MEMORY,
+    WRITE_NOTHING,
+)
+from outboard.devices.nvme.spec import SQE_SIZE
+from outboard.native.jit import jitable
+from outboard.native.memory import (
+    CACHE_LINE,
+    copy,
+    copy_stream,
+    drain_stream,
+    load64,
+    prefetch_range,
+    store64,
+)
+from outboard.native.poller import notify
+from outboard.native.ring import GIVEN, TAKEN, give, next_free, next_given, take
+
+PREFETCHED = 8192
+"""Bytes of the next command's block that are fetched ahead: of more, the first would be gone again."""
+
+STREAMED = 8192
+"""Writes up to this size go past the cache: what they replace need not be read. Beyond, memcpy does that."""
+
+ANNOUNCED_TOGETHER = 8
+"""Streamed writes that share one fence before their completions are posted."""
+
+
+@jitable
+def serve_queue(control: int, plane: int, sq: int, limit: int) -> int:
+    """Take up to ``limit`` commands, `BATCH` at most; how many were taken."""
+    head = load64(sq + SQ_HEAD)
+    tail = load64(sq + SQ_TAIL)
+    size = load64(sq + SQ_SIZE)
+    cq = load64(sq + SQ_CQ)
+    available = (tail if tail > head else size) - head
+    wanted = room(plane, cq, min(available, min(limit, BATCH)))
+    if wanted <= 0:
+        return 0
+    entries = load64(sq + SQ_BASE) + head * SQE_SIZE
+    operations = load64(plane + PL_OPERATIONS)
+    segments = 0
+    for number in range(wanted):
+        segments = decode(plane, sq, entries + number * SQE_SIZE, operations + number * OP_RECORD, segments)
+    taken = 0
+    streamed = 0
+    while taken < wanted:
+        operation = operations + taken * OP_RECORD
+        kind = load64(operation + OP_KIND)
+        if streamed == ANNOUNCED_TOGETHER or (streamed > 0 and kind != WRITE_MEMORY):
+            announce(sq, operations, head, taken, streamed)
+            streamed = 0
+        if kind == WRITE_MEMORY:
+            write_memory(plane, operation)
+            streamed += 1
+        elif kind < WRITE_MEMORY:
+            if kind == READ_MEMORY:
+                if taken + 1 < wanted:
+                    prefetch_block(operation + OP_RECORD)
+                read_memory(plane, operation)
+            post(sq, following(head, taken, size), load64(operation + OP_CID), 0, 0)
+        else:
+            entry = entries + taken * SQE_SIZE
+            if kind == DIVERT:
+                begun = divert(control, plane, sq, entry)
+            else:
+                begun = begin(plane, sq, operation, entry)
+            if begun == 0:
+                count(plane + PL_BACKED_UP, 1)
+                break
+            count(cq + CQ_PENDING, 1)
+        taken += 1
+    if streamed > 0:
+        announce(sq, operations, head, taken, streamed)
+    store64(sq + SQ_HEAD, following(head, taken - 1, size))
+    tally(plane, operations, taken)
+    return taken
+
+
+@jitable
+def following(head: int, taken: int, size: int) -> int:
+    """The head after ``taken`` more commands and this one; a batch ends with the ring."""
+    index = head + taken + 1
+    return 0 if index == size else index
+
+
+@jitable
+def announce(sq: int, operations: int, head: int, taken: int, streamed: int) -> int:
+    """Post the completions of the last ``streamed`` commands: what they wrote is seen before."""
+    drain_stream()
+    size = load64(sq + SQ_SIZE)
+    for number in range(taken - streamed, taken):
+        cid = load64(operations + number * OP_RECORD + OP_CID)
+        post(sq, following(head, number, size), cid, 0, 0)
+    return 0
+
+
+@jitable
+def tally(plane: int, operations: int, taken: int) -> int:
+    """Count what the fast lane completed of a batch."""
+    reads = 0
+    writes = 0
+    bytes_read = 0
+    bytes_written = 0
+    for number in range(taken):
+        operation = operations + number * OP_RECORD
+        kind = load64(operation + OP_KIND)
+        if kind in (READ_MEMORY, READ_NOTHING):
+            reads += 1
+            bytes_read += load64(operation + OP_LENGTH)
+        elif kind in (WRITE_MEMORY, WRITE_NOTHING):
+            writes += 1
+            bytes_written += load64(operation + OP_LENGTH)
+    count(plane + PL_READS, reads)
+    count(plane + PL_WRITES, writes)
+    count(plane + PL_BYTES_READ, bytes_read)
+    count(plane + PL_BYTES_WRITTEN, bytes_written)
+    count(plane + PL_COMMANDS, taken)
+    return count(plane + PL_BATCHES, 1)
+
+
+@jitable
+def prefetch_block(operation: int) -> int:
+    """Begin to fetch the block of a command, if it reads memory."""
+    if load64(operation + OP_KIND) == READ_MEMORY:
+        prefetch_range(load64(operation + OP_DISK), min(load64(operation + OP_LENGTH), PREFETCHED))
+    return 0
+
+
+@jitable
+def read_memory(plane: int, operation: int) -> int:
+    """Copy from the disk's memory to the guest's segments; a bit bucket takes nothing."""
+    disk = load64(operation + OP_DISK)
+    segment = load64(plane + PL_SEGMENTS) + load64(operation + OP_SEGMENT) * SEGMENT
+    for _ in range(load64(operation + OP_SEGMENT_COUNT)):
+        host = load64(segment + SEGMENT_HOST)
+        size = load64(segment + SEGMENT_SIZE)
+        if host != 0:
+            copy(host, disk, size)
+        disk += size
+        segment += SEGMENT
+    return 0
+
+
+@jitable
+def write_memory(plane: int, operation: int) -> int:
+    """Copy from the guest's segments to the disk's memory, past the cache where that pays."""
+    disk = load64(operation + OP_DISK)
+    segment = load64(plane + PL_SEGMENTS) + load64(operation + OP_SEGMENT) * SEGMENT
+    for _ in range(load64(operation + OP_SEGMENT_COUNT)):
+        host = load64(segment + SEGMENT_HOST)
+        size = load64(segment + SEGMENT_SIZE)
+        if size <= STREAMED and (disk | size) & (CACHE_LINE - 1) == 0:
+            copy_stream(disk, host, size)
+        else:
+            copy(disk, host, size)
+        disk += size
+        segment += SEGMENT
+    return 0
+
+
+@jitable
+def divert(control: int, plane: int, sq: int, entry: int) -> int:
+    """Leave a command to Python; 0 if Python has enough of them for now."""
+    ring = load64(plane + PL_SLOW)
+    if load64(ring + GIVEN) - load64(ring + TAKEN) >= IN_FLIGHT:
+        return 0
+    return divert_failed(control, plane, sq, entry)
+
+
+@jitable
+def divert_failed(control: int, plane: int, sq: int, entry: int) -> int:
+    """As `divert`, for a command that was in flight below: the ring has room for all of those besides."""
+    slot = next_free(load64(plane + PL_SLOW))
+    store64(slot + SLOW_SQ, sq)
+    for offset in range(0, SQE_SIZE, 8):
+        store64(slot + SLOW_ENTRY + offset, load64(entry + offset))
+    give(load64(plane + PL_SLOW))
+    count(plane + PL_DIVERTED, 1)
+    notify(control)
+    return 1
+
+
+@jitable
+def take_back(plane: int) -> int:
+    """Post the completions that Python has handed back; how many."""
+    ring = load64(plane + PL_BACK)
+    taken = 0
+    message = next_given(ring)
+    while message != 0:
+        sq = load64(message + BACK_SQ)
+        count(load64(sq + SQ_CQ) + CQ_PENDING, -1)
+        post(
+            sq,
+            load64(sq + SQ_HEAD),
+            load64(message + BACK_CID),
+            load64(message + BACK_STATUS),
+            load64(message + BACK_RESULT),
+        )
+        take(ring)
+        taken += 1
+        message = next_given(ring)
+    return taken

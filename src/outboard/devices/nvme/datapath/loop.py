@@ -1,0 +1,207 @@
+"""The loop of a poller: look at the doorbells, serve the queues in turn, tell the host; spin, then sleep.
+
+`serve` is what a `outboard.native.poller.Poller` runs. It never waits for storage, nor for Python. With
+nothing to do it spins for a while, then sleeps until a doorbell message, a completion from below or from
+Python, or the end of a held-back interrupt. Where nobody rings (the host has mapped the doorbells) it naps,
+longer each time. The spin adapts: it grows when sleeping would have been too early, and shrinks when not.
+"""
+
+from outboard.devices.nvme.datapath.completion import NEVER, tell
+from outboard.devices.nvme.datapath.doorbells import (
+    ADDRESS,
+    arm_doorbells,
+    look_at_tail,
+    rung,
+    silence_doorbells,
+    watch,
+)
+from outboard.devices.nvme.datapath.execute import divert_failed, serve_queue, take_back
+from outboard.devices.nvme.datapath.files import reap, release
+from outboard.devices.nvme.datapath.records import (
+    BATCH,
+    CQ_UNTOLD,
+    PL_BACK,
+    PL_BAD,
+    PL_BURST,
+    PL_CQ_COUNT,
+    PL_CQS,
+    PL_CURSOR,
+    PL_IN_FLIGHT,
+    PL_INLINE,
+    PL_LONGEST_NAP,
+    PL_NAP,
+    PL_NAPS,
+    PL_POLLED,
+    PL_QUEUE_COUNT,
+    PL_QUEUES,
+    PL_SPIN,
+    PL_URING,
+    PL_URING_FD,
+    PL_WATCH_COUNT,
+    SLOT_ENTRY,
+    SLOT_SQ,
+)
+from outboard.native.jit import entry, jitable
+from outboard.native.libc import monotonic_ns, sched_yield
+from outboard.native.memory import load64, pause, store64
+from outboard.native.poller import arm, disarm, notify, sleep, stopping
+from outboard.native.ring import next_given
+from outboard.native.uring import uring_submit, uring_unsubmitted
+
+IDLE, MORE = 0, -1
+"""What `serve` says when it returns to Python's own thread; or in how many nanoseconds to come again."""
+
+LOOKS = 64
+"""Looks at the doorbells between two looks at the clock."""
+
+POLITE = 5_000
+"""Nanoseconds of spinning after which others on this processor are let through."""
+
+
+@entry
+def serve(control: int, plane: int) -> int:
+    """Serve the queues of ``plane`` until told to stop; inline, until there is nothing to do now."""
+    spin = load64(plane + PL_SPIN)
+    nap = load64(plane + PL_NAP)
+    looks = 0
+    idle_since = 0
+    inline = load64(plane + PL_INLINE)
+    silence_doorbells(plane)
+    while stopping(control) == 0:
+        worked = serve_once(control, plane)
+        if inline != 0:
+            wait = settle(control, plane, monotonic_ns())
+            if worked != 0:
+                return MORE
+            arm_doorbells(plane)
+            return wait if wait != NEVER else IDLE
+        if worked != 0:
+            looks = 0
+            idle_since = 0
+            nap = load64(plane + PL_NAP)
+            continue
+        looks += 1
+        if looks < LOOKS:
+            pause()
+            continue
+        looks = 0
+        now = monotonic_ns()
+        if idle_since == 0:
+            idle_since = now
+        wait = settle(control, plane, now)
+        if now - idle_since < spin:
+            if now - idle_since > POLITE:
+                sched_yield()
+            continue
+        if load64(plane + PL_POLLED) != 0 and (wait == NEVER or wait > nap):
+            wait = nap
+        slept = rest(control, plane, wait)
+        if load64(plane + PL_POLLED) != 0:
+            nap = min(2 * nap, load64(plane + PL_LONGEST_NAP))
+            spin = 0
+        elif slept < load64(plane + PL_SPIN):
+            spin = min(2 * spin, load64(plane + PL_SPIN))
+        else:
+            spin = spin // 2
+        idle_since = 0
+    return finish(control, plane)
+
+
+@jitable
+def serve_once(control: int, plane: int) -> int:
+    """Look at everything once; whether there was anything to do."""
+    worked = 0
+    if next_given(load64(plane + PL_BACK)) != 0:
+        worked = take_back(plane)
+    if load64(plane + PL_IN_FLIGHT) != 0:
+        worked += collect(control, plane)
+    queues = load64(plane + PL_QUEUE_COUNT)
+    if queues > 0:
+        limit = BATCH if queues == 1 else load64(plane + PL_BURST)
+        first = load64(plane + PL_CURSOR)
+        for number in range(queues):
+            index = first + number
+            if index >= queues:
+                index -= queues
+            sq = load64(load64(plane + PL_QUEUES) + index * ADDRESS)
+            if look_at_tail(plane, sq) != 0 and serve_queue(control, plane, sq, limit) > 0:
+                worked += 1
+                store64(plane + PL_CURSOR, index + 1 if index + 1 < queues else 0)
+    if load64(plane + PL_URING) != 0 and uring_unsubmitted(load64(plane + PL_URING)) > 0:
+        uring_submit(load64(plane + PL_URING))
+    if load64(plane + PL_WATCH_COUNT) > 0 and watch(plane) != 0:
+        worked += 1
+        notify(control)
+    if load64(plane + PL_BAD) == 1:
+        store64(plane + PL_BAD, 2)
+        notify(control)
+    if worked > 0:
+        tell_all(control, plane)
+    return worked
+
+
+@jitable
+def collect(control: int, plane: int) -> int:
+    """Complete what the kernel is done with; how many commands that were."""
+    collected = 0
+    slot = reap(plane)
+    while slot != 0:
+        if slot != 1:
+            divert_failed(control, plane, load64(slot + SLOT_SQ), slot + SLOT_ENTRY)
+            release(plane, slot)
+        collected += 1
+        slot = reap(plane)
+    return collected
+
+
+@jitable
+def tell_all(control: int, plane: int) -> int:
+    """Interrupt for what was posted; the clock is read only if something was."""
+    for number in range(load64(plane + PL_CQ_COUNT)):
+        cq = load64(load64(plane + PL_CQS) + number * ADDRESS)
+        if load64(cq + CQ_UNTOLD) != 0:
+            return settle(control, plane, monotonic_ns())
+    return NEVER
+
+
+@jitable
+def settle(control: int, plane: int, now: int) -> int:
+    """Tell the host what it has to know; in how many nanoseconds there is something to decide again."""
+    soonest = NEVER
+    for number in range(load64(plane + PL_CQ_COUNT)):
+        cq = load64(load64(plane + PL_CQS) + number * ADDRESS)
+        if load64(cq + CQ_UNTOLD) != 0:
+            wait = tell(control, plane, cq, now)
+            if wait != NEVER and (soonest == NEVER or wait < soonest):
+                soonest = wait
+    return soonest
+
+
+@jitable
+def rest(control: int, plane: int, wait: int) -> int:
+    """Sleep, unless there is something to do after all; for how long, in nanoseconds."""
+    before = monotonic_ns()
+    arm_doorbells(plane)
+    arm(control)
+    # From here on the host rings and Python wakes; what came before has to be looked for once more.
+    if rung(plane) != 0 or next_given(load64(plane + PL_BACK)) != 0 or stopping(control) != 0:
+        disarm(control)
+    else:
+        if load64(plane + PL_POLLED) != 0:
+            store64(plane + PL_NAPS, load64(plane + PL_NAPS) + 1)
+        sleep(control, load64(plane + PL_URING_FD) if load64(plane + PL_IN_FLIGHT) != 0 else -1, wait)
+    silence_doorbells(plane)
+    return monotonic_ns() - before
+
+
+@jitable
+def finish(control: int, plane: int) -> int:
+    """Before the loop is left: nothing is in flight below, and nobody waits for an interrupt held back."""
+    while load64(plane + PL_IN_FLIGHT) != 0:
+        if uring_unsubmitted(load64(plane + PL_URING)) > 0:
+            uring_submit(load64(plane + PL_URING))
+        if collect(control, plane) == 0:
+            sched_yield()
+    arm_doorbells(plane)
+    settle(control, plane, monotonic_ns())
+    return IDLE

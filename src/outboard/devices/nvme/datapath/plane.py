@@ -1,0 +1,485 @@
+"""The data plane as Python sees it: where the queues are, who serves them, and how all of it is paused.
+
+A queue is served by a poller if its ring, and that of its completion queue, lie in memory that can be
+reached by address; all submission queues of one completion queue are served alike, by one poller. What the
+host maps, unmaps, creates and deletes changes that, and happens while every poller is paused.
+
+Without pollers the same loop runs in the device's own thread, after each doorbell message, and returns.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from outboard.devices.nvme.datapath.loop import IDLE, serve
+from outboard.devices.nvme.datapath.records import (
+    BY_SLOW_LANE,
+    CQ_BASE,
+    CQ_DELAY,
+    CQ_EVENT,
+    CQ_EVENT_AT,
+    CQ_FD,
+    CQ_HEAD,
+    CQ_HEAD_AT,
+    CQ_RECORD,
+    CQ_SIGNAL,
+    CQ_STARVED,
+    CQ_THRESHOLD,
+    CQ_UNTOLD,
+    FILE,
+    MEMORY,
+    NO_INTERRUPT,
+    NOTHING,
+    NS_ADDRESS,
+    NS_ALIGNMENT,
+    NS_BLOCKS,
+    NS_DURABLE,
+    NS_FD,
+    NS_KIND,
+    NS_RECORD,
+    NS_SHIFT,
+    PL_BAD,
+    PL_BURST,
+    PL_GRACE,
+    PL_INLINE,
+    PL_LONGEST_NAP,
+    PL_NAMESPACE_COUNT,
+    PL_NAMESPACES,
+    PL_NAP,
+    PL_POLLED,
+    PL_QUEUE_COUNT,
+    PL_SPIN,
+    PL_WATCH_COUNT,
+    SQ_BASE,
+    SQ_EVENT,
+    SQ_EVENT_AT,
+    SQ_RECORD,
+    SQ_TAIL,
+    SQ_TAIL_AT,
+)
+from outboard.devices.nvme.datapath.workspace import Workspace
+from outboard.devices.nvme.features import Features
+from outboard.devices.nvme.namespace import Namespace
+from outboard.devices.nvme.queues import CompletionQueue, SubmissionQueue
+from outboard.devices.nvme.spec import CQE_SIZE, SQE_SIZE
+from outboard.dma import GuestMemory
+from outboard.loop import Loop
+from outboard.native.jit import available
+from outboard.native.memory import store32
+from outboard.native.poller import CONTROL, NOTICE_FD, NOTICED, Poller
+from outboard.native.translation import READ, WRITE, translate
+from outboard.native.words import Block, Record
+from outboard.storage.fast import Descriptor, Memory, Nothing, fast_of
+
+MICROSECOND = 1_000
+DOORBELL = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """How the pollers wait; all times are microseconds.
+
+    ``pollers``: threads, over which the queues are spread; 0: none. ``native``: compiled or not (None: if
+    possible). ``spin``: how long a poller looks for more before it sleeps, at most. ``nap`` and
+    ``longest_nap``: the sleeps between looks at doorbells that the host has mapped. ``grace``: how long a
+    host that was interrupted may take before it is interrupted again.
+    """
+
+    pollers: int = 0
+    native: bool | None = None
+    spin: int = 50
+    nap: int = 50
+    longest_nap: int = 2_000
+    grace: int = 500
+
+
+class DataPlane:
+    """Serves the I/O queues of one controller: those of ``memory`` that it can reach, the others not.
+
+    ``io_queues`` is the number of queue pairs, ``mdts`` the largest transfer in bytes, ``doorbells`` the
+    address of the doorbells' words. ``vector_fd`` gives the eventfd of an interrupt vector that may be
+    written to directly, or a negative number.
+    """
+
+    def __init__(
+        self,
+        memory: GuestMemory,
+        namespaces: Mapping[int, Namespace],
+        *,
+        io_queues: int,
+        mdts: int,
+        doorbells: int,
+        vector_fd: Callable[[CompletionQueue], int],
+        tuning: Tuning,
+    ) -> None:
+        self.tuning = tuning
+        self.polled = False
+        self.shadowable = False
+        self.shadow: tuple[int, int] | None = None
+        self.pollers: list[Poller] = []
+        self._memory = memory
+        self._spaces = namespaces
+        self._vector_fd = vector_fd
+        self._doorbells = doorbells
+        self._features: Features | None = None
+        self._sqs: Mapping[int, SubmissionQueue] = {}
+        self._cqs: Mapping[int, CompletionQueue] = {}
+        self._by_record: dict[int, SubmissionQueue] = {}
+        self._sq_records = Block((io_queues + 1) * SQ_RECORD)
+        self._cq_records = Block((io_queues + 1) * CQ_RECORD)
+        self._namespaces = Block(max(namespaces, default=1) * NS_RECORD)
+        files = any(isinstance(fast_of(space.storage), Descriptor) for space in namespaces.values())
+        self.workspaces = [
+            Workspace(io_queues, mdts, memory.translation.reader(), files=files)
+            for _ in range(max(1, tuning.pollers))
+        ]
+        native = available() if tuning.native is None else tuning.native
+        # Compiling takes seconds, the first time: not while a client waits.
+        self._serve = serve.native if native else serve.plain
+        self._native = native
+        self._fence = threading.Lock()
+        self._control = Block(CONTROL)
+        self._control[NOTICE_FD], self._control[NOTICED] = -1, 1
+        for workspace in self.workspaces:
+            record = workspace.record
+            record[PL_NAMESPACES], record[PL_NAMESPACE_COUNT] = (
+                self._namespaces.address,
+                max(namespaces, default=0),
+            )
+            record[PL_INLINE] = int(self.inline)
+            record[PL_SPIN], record[PL_GRACE] = (
+                tuning.spin * MICROSECOND,
+                0 if self.inline else tuning.grace * MICROSECOND,
+            )
+            record[PL_NAP], record[PL_LONGEST_NAP] = (
+                tuning.nap * MICROSECOND,
+                tuning.longest_nap * MICROSECOND,
+            )
+        memory.users.append(self._rearranged)
+
+    @property
+    def inline(self) -> bool:
+        """Whether the loop runs in the device's own thread."""
+        return self.tuning.pollers == 0
+
+    @property
+    def statistics(self) -> dict[str, int]:
+        """What all pollers have counted, added up."""
+        total: dict[str, int] = {}
+        for source in [
+            *(workspace.statistics for workspace in self.workspaces),
+            *(p.statistics for p in self.pollers),
+        ]:
+            for name, value in source.items():
+                total[name] = total.get(name, 0) + value
+        return total
+
+    def totals(self) -> tuple[int, int, int, int]:
+        """Reads, writes, bytes read, bytes written in the fast lane."""
+        counted = self.statistics
+        return counted["reads"], counted["writes"], counted["bytes_read"], counted["bytes_written"]
+
+    def start(self, loop: Loop, noticed: Callable[[], None]) -> None:
+        """Start the pollers; ``noticed`` is called in ``loop`` when one has something for Python."""
+        for workspace in self.workspaces:
+            workspace.open()
+        self.configure()
+        if self.inline and (ring := self.workspaces[0].uring) is not None:
+            loop.watch(ring.fd, noticed)
+        for number in range(self.tuning.pollers):
+            poller = Poller(
+                serve, self.workspaces[number].address, name=f"nvme-poller-{number}", native=self._native
+            )
+            loop.watch(poller.notices, lambda poller=poller: self._notice(poller, noticed))  # type: ignore[misc]
+            self.pollers.append(poller.start())
+
+    def stop(self, loop: Loop | None) -> None:
+        """End the pollers; what was in flight below is complete."""
+        for poller in self.pollers:
+            if loop is not None:
+                loop.unwatch(poller.notices)
+            poller.stop()
+        self.pollers.clear()
+        for workspace in self.workspaces:
+            if workspace.uring is not None and loop is not None:
+                loop.unwatch(workspace.uring.fd)
+            workspace.close()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Until the block is left no loop runs, and nothing is in flight below."""
+        with ExitStack() as stack:
+            for poller in self.pollers:
+                stack.enter_context(poller.paused())
+            yield
+
+    @contextmanager
+    def _rearranged(self) -> Iterator[None]:
+        """Guest memory changes: afterwards it is found out anew what can be reached."""
+        with self.paused():
+            try:
+                yield
+            finally:
+                self.place()
+
+    def record_of_sq(self, qid: int) -> tuple[Record, int]:
+        """A zeroed record for a new submission queue, and the address of its doorbell."""
+        return _zeroed(self._sq_records, qid, SQ_RECORD), self._doorbells + 2 * qid * DOORBELL
+
+    def record_of_cq(self, qid: int) -> tuple[Record, int]:
+        """A zeroed record for a new completion queue, and the address of its doorbell."""
+        return _zeroed(self._cq_records, qid, CQ_RECORD), self._doorbells + (2 * qid + 1) * DOORBELL
+
+    def adopt(
+        self,
+        submission: Mapping[int, SubmissionQueue],
+        completion: Mapping[int, CompletionQueue],
+        features: Features,
+    ) -> None:
+        """These are the queues, for ever; `place` looks at what is in them."""
+        self._sqs, self._cqs, self._features = submission, completion, features
+
+    def configure(self) -> None:
+        """Take over what features and namespaces say now."""
+        assert self._features is not None
+        with self.paused():
+            for nsid, space in self._spaces.items():
+                self._describe(Record(self._namespaces, (nsid - 1) * NS_RECORD), space)
+            for workspace in self.workspaces:
+                workspace.record[PL_BURST] = self._features.burst
+                workspace.record[PL_POLLED] = int(self.polled)
+            for cq in self._cqs.values():
+                self._set_interrupts(cq)
+
+    def place(self) -> None:
+        """Decide anew who serves which queue. Only while paused."""
+        groups: dict[int, list[SubmissionQueue]] = {cq.id: [] for cq in self._cqs.values()}
+        for sq in self._sqs.values():
+            groups[sq.cq.id].append(sq)
+        queues: list[list[int]] = [[] for _ in self.workspaces]
+        cqs: list[list[int]] = [[] for _ in self.workspaces]
+        watched: list[int] = []
+        self._by_record = {sq.record.address: sq for sq in self._sqs.values()}
+        for cqid, sqs in groups.items():
+            cq = self._cqs[cqid]
+            self._place_doorbells(cq, sqs)
+            if cqid != 0 and self._reach(cq, sqs):
+                lane = (cqid - 1) % len(self.workspaces)
+                queues[lane] += [sq.record.address for sq in sqs]
+                cqs[lane].append(cq.record.address)
+                self._set_interrupts(cq)
+                continue
+            cq.record[CQ_BASE] = 0
+            for sq in sqs:
+                sq.record[SQ_BASE] = 0
+            if self.polled:
+                watched += [sq.doorbell for sq in sqs] + [cq.doorbell]
+        for number, workspace in enumerate(self.workspaces):
+            workspace.give_queues(queues[number], cqs[number], watched if number == 0 else ())
+            self._sort_returning(workspace)
+
+    def vector_changed(self, number: int) -> None:
+        """The vector has another descriptor or mask; when this returns the old one is no longer used."""
+        with self.paused():
+            for cq in self._cqs.values():
+                if cq.vector == number:
+                    self._set_interrupts(cq)
+
+    def wake(self, qid: int) -> None:
+        """The host rang for the submission queues of completion queue ``qid``."""
+        if self.pollers:
+            self.pollers[(qid - 1) % len(self.pollers)].wake()
+
+    def wake_for_head(self, cq: CompletionQueue) -> None:
+        """The host rang for a completion queue: somebody may have waited for that."""
+        # The head was stored before; a lock is Python's only fence.
+        with self._fence:
+            pass
+        if cq.record[CQ_STARVED] or cq.record[CQ_UNTOLD]:
+            self.wake(cq.id)
+
+    def run(self) -> int:
+        """Inline: run the loop once; `MORE`, `IDLE`, or in how many nanoseconds it has to run again."""
+        return self._serve(self._control.address, self.workspaces[0].address) if self.inline else IDLE
+
+    def halt(self) -> None:
+        """Take no more commands; those taken are completed."""
+        with self.paused():
+            for workspace in self.workspaces:
+                workspace.record[PL_QUEUE_COUNT] = workspace.record[PL_WATCH_COUNT] = 0
+
+    def slow_commands(self, limit: int) -> Iterator[tuple[SubmissionQueue, bytes]]:
+        """Take up to ``limit`` commands that are Python's: their queues, and their 64 bytes."""
+        for workspace in self.workspaces:
+            while limit > 0 and (message := workspace.take_slow()) is not None:
+                limit -= 1
+                yield self._by_record[message[0]], message[1]
+
+    def withdraw(self, sq: SubmissionQueue) -> list[bytes]:
+        """Take back the commands of ``sq`` that wait for Python. Only while paused.
+
+        Completions of it that a loop has not posted yet are owed then.
+        """
+        entries = []
+        for workspace in self.workspaces:
+            for record, cid, status, result in workspace.take_returning():
+                if record != sq.record.address:
+                    workspace.hand_back(record, cid, status, result)
+                    continue
+                sq.cq.pending -= 1
+                sq.cq.owe(sq, cid, status, result)
+            for _ in range(workspace.slow):
+                record, entry = workspace.take_slow() or (0, b"")
+                if record == sq.record.address:
+                    entries.append(entry)
+                else:
+                    workspace.put_slow(record, entry)
+        return entries
+
+    @property
+    def slow(self) -> bool:
+        """Whether commands wait for Python."""
+        return any(workspace.slow for workspace in self.workspaces)
+
+    @property
+    def returning(self) -> bool:
+        """Whether completions wait to be posted by a loop."""
+        return any(workspace.returning for workspace in self.workspaces)
+
+    def complete(self, sq: SubmissionQueue, cid: int, status: int, result: int) -> None:
+        """Have the loop post the completion of a command that was Python's."""
+        number = (sq.cq.id - 1) % len(self.workspaces)
+        self.workspaces[number].hand_back(sq.record.address, cid, status, result)
+        if self.pollers:
+            self.pollers[number].wake()
+
+    def hand_back_late(self) -> None:
+        """Hand back what there was no room for."""
+        for number, workspace in enumerate(self.workspaces):
+            if workspace.returning and workspace.hand_back_late() and self.pollers:
+                self.pollers[number].wake()
+
+    def take_bad_doorbells(self) -> int:
+        """How many pollers have seen a doorbell with a value that cannot be, since the last time."""
+        found = 0
+        for workspace in self.workspaces:
+            if workspace.record[PL_BAD]:
+                workspace.record[PL_BAD] = 0
+                found += 1
+        return found
+
+    @staticmethod
+    def take_signal(cq: CompletionQueue) -> bool:
+        """Whether a loop wants the host to be interrupted for ``cq`` by Python, since the last time."""
+        wanted, cq.record[CQ_SIGNAL] = cq.record[CQ_SIGNAL], 0
+        return bool(wanted)
+
+    def set_shadow(self, tails_and_heads: int, events: int) -> bool:
+        """The host's doorbell buffers: their IOVAs. False if they cannot be reached by address."""
+        pages = [
+            self._address(base, 0, rights)
+            for base, rights in ((tails_and_heads, READ | WRITE), (events, WRITE))
+        ]
+        if not all(pages):
+            return False
+        self.shadow = tails_and_heads, events
+        for sq in self._sqs.values():
+            if sq.id:
+                store32(pages[0] + 2 * sq.id * DOORBELL, sq.tail)
+        for cq in self._cqs.values():
+            if cq.id:
+                store32(pages[0] + (2 * cq.id + 1) * DOORBELL, cq.head)
+        return True
+
+    def clear_shadow(self, qid: int, *, head: bool) -> None:
+        """A new queue starts at zero, also in the buffer: older Linux drivers leave there what was."""
+        if self.shadow is not None:
+            address = self._address(self.shadow[0], (2 * qid + head) * DOORBELL, READ | WRITE)
+            if address:
+                store32(address, 0)
+
+    def reset(self) -> None:
+        """The controller was reset: no queues, no buffers, nothing under way. Only while paused."""
+        self.shadow = None
+        self._by_record = {}
+        for workspace in self.workspaces:
+            workspace.reset()
+
+    def _notice(self, poller: Poller, noticed: Callable[[], None]) -> None:
+        poller.acknowledge()
+        noticed()
+
+    def _address(self, base: int, offset: int, rights: int) -> int:
+        return translate(self._memory.translation.address, base + offset, DOORBELL, rights)
+
+    def _place_doorbells(self, cq: CompletionQueue, sqs: list[SubmissionQueue]) -> None:
+        """Find where the host puts tails and heads now, and where it wants the event indices."""
+        tail_fields = [
+            (sq.record, 2 * sq.id, SQ_TAIL_AT, SQ_EVENT_AT, SQ_EVENT, SQ_TAIL, sq.doorbell) for sq in sqs
+        ]
+        head_field = (cq.record, 2 * cq.id + 1, CQ_HEAD_AT, CQ_EVENT_AT, CQ_EVENT, CQ_HEAD, cq.doorbell)
+        for record, number, at, event_at, event, known, doorbell in (*tail_fields, head_field):
+            where = [0, 0]
+            if self.shadow is not None and number > 1:
+                where = [
+                    self._address(base, number * DOORBELL, rights)
+                    for base, rights in zip(self.shadow, (READ, WRITE), strict=True)
+                ]
+                if not all(where):
+                    # The buffer is gone for now: nothing new is seen until it is back.
+                    store32(doorbell, record[known])
+                    where = [0, 0]
+            record[at], record[event_at], record[event] = where[0] or doorbell, where[1], -1
+
+    def _reach(self, cq: CompletionQueue, sqs: list[SubmissionQueue]) -> bool:
+        """Set our addresses of the rings of a group of queues; False if one has none."""
+        table = self._memory.translation.address
+        base = translate(table, cq.address, cq.size * CQE_SIZE, WRITE) if not cq.owed else 0
+        bases = [translate(table, sq.address, sq.size * SQE_SIZE, READ) for sq in sqs]
+        if base == 0 or not all(bases):
+            return False
+        cq.record[CQ_BASE] = base
+        for sq, address in zip(sqs, bases, strict=True):
+            sq.record[SQ_BASE] = address
+        return True
+
+    def _sort_returning(self, workspace: Workspace) -> None:
+        """Completions on their way to a loop that no longer posts there are Python's to post."""
+        for record, cid, status, result in workspace.take_returning():
+            sq = self._by_record[record]
+            if sq.cq.fast:
+                workspace.hand_back(record, cid, status, result)
+            else:
+                sq.cq.pending -= 1
+                sq.cq.owe(sq, cid, status, result)
+
+    def _set_interrupts(self, cq: CompletionQueue) -> None:
+        """Set how a loop interrupts for ``cq``, and what it gathers before."""
+        features = self._features
+        assert features is not None
+        cq.record[CQ_FD] = self._vector_fd(cq) if cq.interrupts else NO_INTERRUPT
+        threshold, delay = features.coalescing
+        coalesced = cq.id != 0 and delay > 0 and features.coalesced(cq.vector)
+        cq.record[CQ_THRESHOLD], cq.record[CQ_DELAY] = (threshold, delay) if coalesced else (0, 0)
+
+    def _describe(self, record: Record, space: Namespace) -> None:
+        """Fill in the record of a namespace."""
+        assert self._features is not None
+        record[NS_SHIFT], record[NS_BLOCKS] = space.block_size.bit_length() - 1, space.blocks
+        record[NS_ADDRESS], record[NS_ALIGNMENT] = 0, 1
+        record[NS_DURABLE] = int(not self._features.write_cache)
+        match fast_of(space.storage):
+            case Nothing():
+                record[NS_KIND] = NOTHING
+            case Memory(address=address):
+                record[NS_KIND], record[NS_ADDRESS] = MEMORY, address
+            case Descriptor(fd=fd, alignment=alignment) if all(w.uring for w in self.workspaces):
+                record[NS_KIND], record[NS_FD], record[NS_ALIGNMENT] = FILE, fd, alignment
+            case _:
+                record[NS_KIND] = BY_SLOW_LANE
+
+
+def _zeroed(block: Block, number: int, size: int) -> Record:
+    block.bytes[number * size : (number + 1) * size] = bytes(size)
+    return Record(block, number * size)

@@ -1,0 +1,114 @@
+"""What Python and the compiled loop share: one record a queue, one a namespace, one a poller.
+
+Each name is an offset in bytes from the start of its record; all fields are 64-bit words. Fields that
+the control plane writes (only while the poller is paused, unless said otherwise) come first, those the
+poller writes begin at another cache line, so that neither takes the other's line away.
+"""
+
+from outboard.native.words import offsets
+
+SQ_BASE, SQ_SIZE, SQ_ID, SQ_CQ, SQ_TAIL_AT, SQ_EVENT_AT, SQ_DIVERT = offsets(7)
+"""Submission queue: our address of its entries, how many, its identifier, its completion queue's record,
+where the host puts the tail, where we put the event index (0: nowhere), and whether every command goes to
+Python."""
+
+SQ_HEAD, SQ_TAIL, SQ_EVENT, SQ_BAD = offsets(4, start=64)
+"""The next entry to take, the tail last seen, the event index last given (-1: none), and the last tail
+that cannot be (-1: none)."""
+
+SQ_RECORD = 128
+
+CQ_BASE, CQ_SIZE, CQ_ID, CQ_HEAD_AT, CQ_EVENT_AT, CQ_FD, CQ_THRESHOLD, CQ_DELAY = offsets(8)
+"""Completion queue: our address of its entries, how many, its identifier, where the host puts the head,
+where we put the event index, the eventfd of its vector (or `NO_INTERRUPT`, `BY_PYTHON`), and coalescing:
+how many completions make an interrupt at once, and how many nanoseconds fewer may wait (0: none)."""
+
+CQ_HEAD, CQ_TAIL, CQ_PHASE, CQ_PENDING, CQ_STARVED, CQ_EVENT, CQ_BAD = offsets(7, start=64)
+"""The head last seen, the next entry to post, its phase, commands taken that complete later, whether a
+command waits for room, the event index last given, and the last head that cannot be."""
+
+CQ_UNTOLD, CQ_SINCE, CQ_TOLD_HEAD, CQ_TOLD_AT, CQ_SIGNAL = offsets(5, start=128)
+"""Completions posted since the last interrupt, and since when (0: unknown yet); the head at the last
+interrupt (-1: the host has consumed everything since), and when that was; whether Python is to interrupt."""
+
+CQ_RECORD = 192
+
+NO_INTERRUPT, BY_PYTHON = -1, -2
+
+NS_KIND, NS_SHIFT, NS_BLOCKS, NS_ADDRESS, NS_FD, NS_ALIGNMENT, NS_DURABLE = offsets(7)
+"""Namespace: what is behind it, its block size as a power of two, its blocks, our address of its bytes, or
+its descriptor and what that wants offsets, sizes and addresses to be multiples of, and whether each write
+has to be durable before it completes."""
+
+NS_RECORD = 64
+
+BY_SLOW_LANE, NOTHING, MEMORY, FILE = range(4)
+"""Kinds of namespaces."""
+
+PL_TABLE, PL_NAMESPACES, PL_NAMESPACE_COUNT, PL_MDTS = offsets(4)
+"""Poller: the translation table, the namespaces, how many, and the largest transfer in bytes."""
+
+PL_QUEUES, PL_QUEUE_COUNT, PL_CQS, PL_CQ_COUNT, PL_WATCHED, PL_WATCH_COUNT, PL_BURST = offsets(7, start=32)
+"""Addresses of the records of its submission queues, and how many; of its completion queues; the doorbells
+it only watches, for Python; and the commands taken from one queue before its neighbour's turn."""
+
+PL_SLOW, PL_BACK, PL_URING, PL_URING_FD = offsets(4, start=88)
+"""The rings to Python and back, io_uring (0: none) and its descriptor."""
+
+PL_OPERATIONS, PL_SEGMENTS, PL_SEGMENT_COUNT, PL_SLOTS, PL_FREE, PL_VECTOR = offsets(6, start=120)
+"""Scratch: commands of a batch, their segments and how many fit, commands in flight below, the first that
+is free (0: none), and how many segments one of them may have."""
+
+PL_INLINE, PL_POLLED, PL_SPIN, PL_NAP, PL_LONGEST_NAP, PL_GRACE = offsets(6, start=168)
+"""Whether it runs in Python's thread and has to return, whether nobody rings, so that it may only nap; the
+longest spin, the first and the longest nap, and how long a host that was interrupted may take before it is
+interrupted again (nanoseconds)."""
+
+PL_CURSOR, PL_IN_FLIGHT, PL_BAD, PL_SCRATCH = offsets(4, start=256)
+"""The queue whose turn it is, commands in flight below, whether a doorbell had a value that cannot be, and
+two words for anything."""
+
+PL_COMMANDS, PL_BATCHES, PL_READS, PL_WRITES, PL_BYTES_READ, PL_BYTES_WRITTEN = offsets(6, start=320)
+PL_DIVERTED, PL_INTERRUPTS, PL_WITHHELD, PL_NAPS, PL_BACKED_UP = offsets(5, start=368)
+"""What it counts: commands and batches, what was read and written in the fast lane, commands that went to
+Python, interrupts sent and withheld, naps, and batches that were cut short for want of room."""
+
+PL_RECORD = 448
+
+WATCH_AT, WATCH_SEEN = offsets(2)
+WATCH_RECORD = 16
+"""A doorbell that is only watched: its address, the value last seen."""
+
+OP_KIND, OP_CID, OP_DISK, OP_LENGTH, OP_SEGMENT, OP_SEGMENT_COUNT, OP_FD, OP_FLAGS = offsets(8)
+"""A command of the batch, decoded: what to do, its identifier, where on the disk (an address, or an offset),
+its bytes, its first segment and how many, its descriptor and flags."""
+
+OP_RECORD = 64
+
+FLUSH_NOTHING, READ_NOTHING, WRITE_NOTHING, READ_MEMORY, WRITE_MEMORY = range(5)
+FLUSH_FILE, READ_FILE, WRITE_FILE, DIVERT = range(5, 9)
+"""What to do with a command. Those of the first row are complete when they are carried out."""
+
+BATCH = 64
+"""Commands decoded before the first is carried out."""
+
+SEGMENT_HOST, SEGMENT_SIZE = offsets(2)
+SEGMENT = 16
+"""A run of guest memory: our address (0: a bit bucket), and its bytes; the same as struct iovec."""
+
+SLOT_SQ, SLOT_CID, SLOT_LENGTH, SLOT_KIND, SLOT_NEXT, SLOT_VECTOR = offsets(6)
+SLOT_ENTRY = 64
+SLOT_RECORD = 128
+"""A command in flight below: its queue's record, its identifier, the bytes to move, what it is, the next
+free slot, its segments, and its 64 bytes, for Python if it fails."""
+
+SLOW_SQ, SLOW_ENTRY = 0, 8
+SLOW_RECORD = 72
+"""A command on its way to Python: its queue's record, and its 64 bytes."""
+
+BACK_SQ, BACK_CID, BACK_STATUS, BACK_RESULT = offsets(4)
+BACK_RECORD = 32
+"""A completion on its way back: its queue's record, identifier, 15-bit status field, dword 0."""
+
+IN_FLIGHT = 256
+"""Commands a poller may have in flight below, and as many again in Python."""

@@ -1,0 +1,222 @@
+"""The memory of one poller: its record, its rings, its scratch, and its way to files."""
+
+import logging
+import struct
+from collections import deque
+from collections.abc import Sequence
+from itertools import pairwise
+
+from outboard.devices.nvme.datapath.records import (
+    BACK_RECORD,
+    BATCH,
+    IN_FLIGHT,
+    OP_RECORD,
+    PL_BACK,
+    PL_BACKED_UP,
+    PL_BATCHES,
+    PL_BYTES_READ,
+    PL_BYTES_WRITTEN,
+    PL_COMMANDS,
+    PL_CQ_COUNT,
+    PL_CQS,
+    PL_CURSOR,
+    PL_DIVERTED,
+    PL_FREE,
+    PL_IN_FLIGHT,
+    PL_INTERRUPTS,
+    PL_MDTS,
+    PL_NAPS,
+    PL_OPERATIONS,
+    PL_QUEUE_COUNT,
+    PL_QUEUES,
+    PL_READS,
+    PL_RECORD,
+    PL_SEGMENT_COUNT,
+    PL_SEGMENTS,
+    PL_SLOTS,
+    PL_SLOW,
+    PL_TABLE,
+    PL_URING,
+    PL_URING_FD,
+    PL_VECTOR,
+    PL_WATCH_COUNT,
+    PL_WATCHED,
+    PL_WITHHELD,
+    PL_WRITES,
+    SEGMENT,
+    SLOT_NEXT,
+    SLOT_RECORD,
+    SLOT_VECTOR,
+    SLOW_ENTRY,
+    SLOW_RECORD,
+    WATCH_AT,
+    WATCH_RECORD,
+    WATCH_SEEN,
+)
+from outboard.devices.nvme.spec import PAGE
+from outboard.errors import SetupError
+from outboard.native import uring
+from outboard.native.memory import load32, store64
+from outboard.native.ring import Ring
+from outboard.native.words import WORD, Block
+
+log = logging.getLogger(__name__)
+
+RETURNING = struct.Struct("=4q")
+"""A completion on its way back, as in `records`: BACK_SQ, BACK_CID, BACK_STATUS, BACK_RESULT."""
+
+MOST_SEGMENTS = 1024
+"""Segments one system call takes (IOV_MAX)."""
+
+COUNTERS = {
+    "commands": PL_COMMANDS,
+    "batches": PL_BATCHES,
+    "reads": PL_READS,
+    "writes": PL_WRITES,
+    "bytes_read": PL_BYTES_READ,
+    "bytes_written": PL_BYTES_WRITTEN,
+    "diverted": PL_DIVERTED,
+    "interrupts": PL_INTERRUPTS,
+    "withheld": PL_WITHHELD,
+    "naps": PL_NAPS,
+    "backed_up": PL_BACKED_UP,
+}
+
+
+class Workspace:
+    """What one poller works with. ``queues`` is the most it serves, ``mdts`` the largest transfer in bytes.
+
+    ``table`` is the translation's address; ``files`` says whether it needs io_uring.
+    """
+
+    def __init__(self, queues: int, mdts: int, table: int, *, files: bool) -> None:
+        self.record = Block(PL_RECORD)
+        self._queues, self._cqs = Block(queues * WORD), Block(queues * WORD)
+        self._watched = Block((queues + 1) * WATCH_RECORD)
+        self._operations = Block(BATCH * OP_RECORD)
+        segments = mdts // PAGE + 1
+        self._segments = Block(BATCH * segments * SEGMENT)
+        self._slow = Ring(2 * IN_FLIGHT, SLOW_RECORD)
+        self._back = Ring(2 * IN_FLIGHT, BACK_RECORD)
+        self._late: deque[tuple[int, int, int, int]] = deque()
+        self.uring: uring.Ring | None = None
+        for field, value in (
+            (PL_TABLE, table),
+            (PL_MDTS, mdts),
+            (PL_QUEUES, self._queues.address),
+            (PL_CQS, self._cqs.address),
+            (PL_WATCHED, self._watched.address),
+            (PL_OPERATIONS, self._operations.address),
+            (PL_SEGMENTS, self._segments.address),
+            (PL_SEGMENT_COUNT, BATCH * segments),
+            (PL_SLOW, self._slow.address),
+            (PL_BACK, self._back.address),
+        ):
+            self.record[field] = value
+        self._files, self._vector = files, min(segments, MOST_SEGMENTS)
+
+    def open(self) -> None:
+        """Get a ring from the kernel, if there are files."""
+        if self._files and self.uring is None:
+            self._prepare_files(self._vector)
+
+    @property
+    def address(self) -> int:
+        """What the loop takes."""
+        return self.record.address
+
+    @property
+    def statistics(self) -> dict[str, int]:
+        """What the loop has counted since it was made."""
+        return {name: self.record[field] for name, field in COUNTERS.items()}
+
+    @property
+    def busy(self) -> bool:
+        """Whether a command is in flight below."""
+        return self.record[PL_IN_FLIGHT] != 0
+
+    def give_queues(self, queues: Sequence[int], cqs: Sequence[int], watched: Sequence[int]) -> None:
+        """Set the queues to serve, by the addresses of their records, and the doorbells to watch."""
+        for number, address in enumerate(queues):
+            self._queues[number * WORD] = address
+        for number, address in enumerate(cqs):
+            self._cqs[number * WORD] = address
+        for number, address in enumerate(watched):
+            self._watched[number * WATCH_RECORD + WATCH_AT] = address
+            # A value seen before is no news; one that came meanwhile may be: it is told once too often then.
+            self._watched[number * WATCH_RECORD + WATCH_SEEN] = load32(address) ^ 1
+        self.record[PL_QUEUE_COUNT], self.record[PL_CQ_COUNT] = len(queues), len(cqs)
+        self.record[PL_WATCH_COUNT], self.record[PL_CURSOR] = len(watched), 0
+
+    def take_slow(self) -> tuple[int, bytes] | None:
+        """The record of a queue and 64 bytes of a command that is Python's; None if there is none."""
+        message = self._slow.pop()
+        if message is None:
+            return None
+        return int.from_bytes(message[:SLOW_ENTRY], "little"), message[SLOW_ENTRY:]
+
+    def put_slow(self, sq: int, entry: bytes) -> None:
+        """Leave a command to Python once more, behind the others. Only while paused."""
+        self._slow.push(sq.to_bytes(SLOW_ENTRY, "little") + entry)
+
+    @property
+    def slow(self) -> int:
+        """Commands that wait for Python."""
+        return len(self._slow)
+
+    def hand_back(self, sq: int, cid: int, status: int, result: int) -> None:
+        """Have the loop post a completion: the queue's record, identifier, status field, dword 0."""
+        self._late.append((sq, cid, status, result))
+        self.hand_back_late()
+
+    def hand_back_late(self) -> bool:
+        """Hand back what there was no room for; whether all of it is handed back now."""
+        while self._late and self._back.push(RETURNING.pack(*self._late[0])):
+            self._late.popleft()
+        return not self._late
+
+    def take_returning(self) -> list[tuple[int, int, int, int]]:
+        """Take back what was handed back and not posted yet. Only while paused."""
+        taken = []
+        while (message := self._back.pop()) is not None:
+            taken.append(RETURNING.unpack(message))
+        taken += self._late
+        self._late.clear()
+        return taken
+
+    @property
+    def returning(self) -> bool:
+        """Whether completions wait to be posted."""
+        return bool(len(self._back) or self._late)
+
+    def reset(self) -> None:
+        """Forget the commands under way between the loop and Python; nothing is in flight below."""
+        self._slow.clear()
+        self._back.clear()
+        self._late.clear()
+        self.give_queues((), (), ())
+
+    def close(self) -> None:
+        """Let go of the kernel's ring. Nothing is in flight."""
+        if self.uring is not None:
+            self.uring.close()
+            self.uring = None
+            self.record[PL_URING], self.record[PL_URING_FD] = 0, -1
+
+    def _prepare_files(self, segments: int) -> None:
+        try:
+            self.uring = uring.Ring(IN_FLIGHT)
+        except SetupError as error:
+            log.warning("files are served by threads, more slowly: %s", error)
+            return
+        self._slots = Block(IN_FLIGHT * SLOT_RECORD)
+        self._vectors = Block(IN_FLIGHT * segments * SEGMENT)
+        for number in range(IN_FLIGHT):
+            vector = self._vectors.address + number * segments * SEGMENT
+            self._slots[number * SLOT_RECORD + SLOT_VECTOR] = vector
+        addresses = [self._slots.address + number * SLOT_RECORD for number in range(IN_FLIGHT)]
+        for slot, following in pairwise([*addresses, 0]):
+            store64(slot + SLOT_NEXT, following)
+        self.record[PL_SLOTS], self.record[PL_FREE] = addresses[0], addresses[0]
+        self.record[PL_URING], self.record[PL_URING_FD] = self.uring.address, self.uring.fd
+        self.record[PL_VECTOR] = segments
