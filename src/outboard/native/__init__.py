@@ -2,6 +2,7 @@
 
 =================  ==================================================================================
 `jit`              `entry`, `jitable`: one source that runs compiled, uncompiled, and without Numba
+`machine_code`     object files: made by Numba, loaded without it
 `memory`           loads, stores, fences, copies, by address
 `libc`             system calls and the clock
 `words`            blocks of 64-bit words that Python and compiled code share

@@ -8,9 +8,9 @@ reaches, to machine code that runs without the GIL.
 What Numba cannot do in its own language (an atomic load, a prefetch) is a `primitive`: a plain body in
 `outboard.native.memory` or `outboard.native.libc`, and an LLVM body in `outboard.native.lowering`.
 
-Numba is imported when something is compiled first, never before. Machine code is kept in a folder named
-after everything it was made from, so that a change of any data-plane module is a change of the folder:
-Numba itself would only notice a change of the file that holds the entry.
+Numba is imported when there is something to compile, which takes seconds, once. The machine code is kept
+(`outboard.native.machine_code`) in a folder named after everything it was made from, so that a change of
+any data-plane module it reaches is a change of the folder.
 """
 
 import hashlib
@@ -19,15 +19,17 @@ import inspect
 import logging
 import os
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
 from outboard.errors import SetupError
+from outboard.native import machine_code
 
 log = logging.getLogger(__name__)
 
@@ -37,10 +39,8 @@ JITABLE: list[Callable[..., Any]] = []
 PRIMITIVES: list[Callable[..., Any]] = []
 ENTRIES: "list[Entry]" = []
 
-OPTIONS = {"nogil": True, "error_model": "numpy", "boundscheck": False}
-"""No GIL; integer division by zero gives zero instead of an exception nobody would hear."""
-
 _compiling = threading.RLock()
+DIGEST = hashlib.sha256().digest_size
 _registered: set[Callable[..., Any]] = set()
 
 
@@ -80,23 +80,48 @@ class Entry:
         self.name = function.__name__
         self.__doc__ = function.__doc__
         self._native: Callable[..., int] | None = None
+        self._arity = len(inspect.signature(function).parameters)
         JITABLE.append(function)
         ENTRIES.append(self)
 
     @property
     def native(self) -> Callable[..., int]:
-        """The compiled function; compiling takes seconds once, a fraction of one from then on.
+        """The compiled function; compiling takes seconds once, milliseconds from then on.
 
-        Raises `SetupError` without Numba.
+        Raises `SetupError` without Numba, and for a function that cannot run without it.
         """
         with _compiling:
             if self._native is None:
-                self._native = _compile(self.plain)
+                self._native = self._load()
         return self._native
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether `native` is there or can be had in milliseconds: somebody compiled it before."""
+        if self._native is not None:
+            return True
+        return available() and _kept(self._file()) is not None
 
     def best(self) -> Callable[..., int]:
         """The compiled function where there can be one, the plain one elsewhere."""
         return self.native if available() else self.plain
+
+    def _file(self) -> Path:
+        return cache_folder(self.plain) / f"{self.name}.o"
+
+    def _load(self) -> Callable[..., int]:
+        if not available():
+            raise SetupError("compiled data planes need Numba: pip install 'outboard[fast]'")
+        started = time.monotonic()
+        file = self._file()
+        code = _kept(file)
+        if code is None:
+            _register()
+            code = machine_code.compile_object(self.plain, self._arity)
+            _keep(file, code)
+        function = machine_code.load_object(code, self._arity)
+        log.debug("%s ready after %.2f s", self.name, time.monotonic() - started)
+        return function
 
 
 def entry(function: Callable[..., int]) -> Entry:
@@ -104,15 +129,33 @@ def entry(function: Callable[..., int]) -> Entry:
     return Entry(function)
 
 
+def compile_all(
+    entries: Iterable[Entry], progress: Callable[[str, int, int], None] = lambda name, done, total: None
+) -> None:
+    """Have the machine code of all ``entries``.
+
+    ``progress(name, done, total)`` is called before each one that has to be compiled, which takes
+    seconds, and in the end with an empty name; not at all if there is nothing to compile. Raises
+    `SetupError` as `Entry.native` does.
+    """
+    waiting = [entry for entry in entries if not entry.is_ready]
+    for done, entry in enumerate(waiting):
+        progress(entry.name, done, len(waiting))
+        _ = entry.native
+    if waiting:
+        progress("", len(waiting), len(waiting))
+
+
 def cache_folder(function: Callable[..., Any]) -> Path:
     """Where the machine code of an entry is kept: a folder named after all it is made from.
 
-    That is this Python, this Numba, the files of every function the entry reaches, and the numbers they
-    take from other modules.
+    That is this processor, this Python, this Numba, the files of every function the entry reaches, and
+    the numbers they take from other modules.
     """
     base = Path(os.environ.get("OUTBOARD_CACHE") or Path.home() / ".cache" / "outboard")
-    digest = hashlib.sha256(f"{sys.version} {version('numba')} {OPTIONS}".encode())
-    files = {Path(__file__).with_name("lowering.py")}
+    made_by = f"{sys.version} {version('numba')} {machine_code.processor()}"
+    digest = hashlib.sha256(made_by.encode())
+    files = {Path(__file__).with_name(name) for name in ("lowering.py", "machine_code.py")}
     numbers: set[str] = set()
     for reached in _reach(function):
         if (path := _source(reached)) is not None:
@@ -145,32 +188,23 @@ def _source(function: Callable[..., Any]) -> Path | None:
     return Path(path) if path and Path(path).is_file() else None
 
 
-def _compile(function: Callable[..., int]) -> Callable[..., int]:
-    """Machine code of ``function`` for 64-bit integers."""
-    if not available():
-        raise SetupError("compiled data planes need Numba: pip install 'outboard[fast]'")
-    import numba
-    from numba.core import types
-
-    _register()
-    started = time.monotonic()
-    signature = types.int64(*[types.int64] * len(inspect.signature(function).parameters))
-    folder = cache_folder(function)
-    previous = numba.config.CACHE_DIR
-    cached = _source(function) is not None and _writable(folder)
-    numba.config.CACHE_DIR = str(folder)
-    try:
-        compiled = numba.njit(signature, cache=cached, **OPTIONS)(function)
-    finally:
-        numba.config.CACHE_DIR = previous
-    log.debug("%s ready after %.2f s", function.__name__, time.monotonic() - started)
-    return compiled  # type: ignore[no-any-return]
-
-
-def _writable(folder: Path) -> bool:
+def _kept(file: Path) -> bytes | None:
+    """The machine code in a file; None if there is none, or it is not what was written."""
     with suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-    return os.access(folder, os.W_OK)
+        data = file.read_bytes()
+        code = data[DIGEST:]
+        if data[:DIGEST] == hashlib.sha256(code).digest():
+            return code
+    return None
+
+
+def _keep(file: Path, code: bytes) -> None:
+    """Write machine code for the next time; without a folder to write to there is none."""
+    with suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as new:
+            new.write(hashlib.sha256(code).digest() + code)
+        os.replace(new.name, file)
 
 
 def _register() -> None:
@@ -185,5 +219,5 @@ def _register() -> None:
             _registered.add(function)
     for function in JITABLE:
         if function not in _registered:
-            register_jitable(**{key: OPTIONS[key] for key in ("error_model", "boundscheck")})(function)
+            register_jitable(**machine_code.OPTIONS)(function)
             _registered.add(function)

@@ -10,7 +10,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba.core import cgutils, types
-from numba.extending import intrinsic, overload
+from numba.extending import lower_builtin, type_callable
 
 Builder = Any
 Value = Any
@@ -25,25 +25,16 @@ STREAMED_AT_ONCE = 4
 def register(plain: Callable[..., int]) -> None:
     """Have compiled code use the body that has the name of ``plain``."""
     lower = globals()[plain.__name__]
-    arguments = plain.__code__.co_varnames[: plain.__code__.co_argcount]
+    names = ", ".join(plain.__code__.co_varnames[: plain.__code__.co_argcount])
+    signature = types.int64(*[types.int64] * plain.__code__.co_argcount)
 
-    def typer(typing_context: Any, *given: Any) -> Any:
-        def generate(context: Any, builder: Builder, signature: Any, values: Any) -> Value:
-            result = lower(builder, *values)
-            return ir.Constant(I64, 0) if result is None else result
+    def generate(context: Any, builder: Builder, signature: Any, values: Any) -> Value:
+        result = lower(builder, *values)
+        return ir.Constant(I64, 0) if result is None else result
 
-        return types.int64(*[types.int64] * len(given)), generate
-
-    # Numba looks at the names of arguments, so both functions need those of the plain one.
-    names = ", ".join(arguments)
-    scope: dict[str, Any] = {"typer": typer}
-    exec(
-        f"def typed(typing_context{', ' if names else ''}{names}): return typer(typing_context, {names})",
-        scope,
-    )
-    scope["call"] = intrinsic(scope["typed"])
-    exec(f"def implement({names}):\n def body({names}): return call({names})\n return body", scope)
-    overload(plain, inline="always")(scope["implement"])
+    # Numba looks at the names of arguments, so its function needs those of the plain one.
+    type_callable(plain)(lambda context: eval(f"lambda {names}: signature", {"signature": signature}))
+    lower_builtin(plain, *signature.args)(generate)
 
 
 def load8(builder: Builder, address: Value) -> Value:
