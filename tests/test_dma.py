@@ -343,16 +343,22 @@ def test_compiled_code_finds_nothing_while_bus_mastering_is_off(memory: GuestMem
 
 
 def test_compiled_code_does_not_see_what_it_could_not_reach(memory: GuestMemory) -> None:
-    fd = memory_file(PAGE)
-    read_only = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY)
-    memory.map(Mapping(0, PAGE))
-    memory.map(Mapping(PAGE, PAGE, writable=False, fd=read_only))
-    memory.map(Mapping((1 << 63) - PAGE // 2, PAGE, fd=fd))
+    memory.map(Mapping(PAGE, PAGE))
+    memory.map(Mapping((1 << 63) - PAGE // 2, PAGE, fd=memory_file(PAGE)))
     memory.map(Mapping(1 << 63 | PAGE, PAGE, fd=memory_file(PAGE)))
     memory.map(Mapping((1 << 63) - 3 * PAGE, PAGE, fd=memory_file(PAGE)))
     assert len(memory.translation) == 1
     assert found(memory, (1 << 63) - 3 * PAGE, PAGE)
     assert found(memory, PAGE) == found(memory, -(1 << 63) + PAGE) == 0
+
+
+def test_compiled_code_reads_a_file_that_is_open_for_reading_only(memory: GuestMemory) -> None:
+    fd = memory_file(PAGE, b"read")
+    read_only = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY)
+    os.close(fd)
+    memory.map(Mapping(PAGE, PAGE, writable=False, fd=read_only))
+    assert ctypes.string_at(found(memory, PAGE), 4) == b"read"
+    assert found(memory, PAGE, rights=WRITE) == 0
 
 
 def test_thousands_of_ranges_are_found_each(memory: GuestMemory) -> None:

@@ -19,6 +19,7 @@ from typing import Protocol
 
 from outboard.errors import DmaForbidden, DmaUnmapped, RequestRefused
 from outboard.guest_files import GuestFile, GuestFiles
+from outboard.native import guard
 from outboard.native.translation import READ, WRITE, Translation
 
 log = logging.getLogger(__name__)
@@ -104,6 +105,7 @@ class GuestMemory:
         self._starts: list[int] = []
         self._files = GuestFiles()
         self._translation: Translation | None = None
+        self._faults = guard.total()
 
     @property
     def enabled(self) -> bool:
@@ -123,7 +125,7 @@ class GuestMemory:
     def translation(self) -> Translation:
         """IOVA to addresses of this process, for compiled code; up to date from its first use on.
 
-        It has the ranges whose file is open for reading and writing, and finds nothing while `enabled`
+        It has the ranges that came with a descriptor and end below 2^63, and finds nothing while `enabled`
         is False. Whoever uses it in a thread belongs into `users`.
         """
         if self._translation is None:
@@ -142,6 +144,11 @@ class GuestMemory:
     def live_views(self) -> int:
         """How many views handed out by `view` are still in use."""
         return sum(_usable(ref()) for entry in self._ranges for ref in entry.views)
+
+    @property
+    def torn(self) -> tuple[Mapping, ...]:
+        """The ranges whose file the client has shrunk, as an access found: what is missing reads as zeros."""
+        return tuple(entry.mapping for entry in self._ranges if entry.file and entry.file.guarded.hits)
 
     def map(self, mapping: Mapping) -> None:
         """Adds a range. Takes `mapping.fd` over: it is closed here, whatever happens.
@@ -268,10 +275,24 @@ class GuestMemory:
         with ExitStack() as users:
             for user in self.users:
                 users.enter_context(user())
+            if guard.total() != self._faults:
+                self._report_torn()
             yield
 
+    def _report_torn(self) -> None:
+        """Say once of each file that the client has shrunk it."""
+        self._faults = guard.total()
+        for entry in self._ranges:
+            if entry.file and entry.file.guarded.hits and not entry.file.is_reported:
+                entry.file.is_reported = True
+                log.error(
+                    "the client shrank the file it had mapped (%s and more): what is missing reads as zeros"
+                    " and what is written there is lost; a client must not do that before DMA_UNMAP",
+                    entry.mapping,
+                )
+
     def _translate(self, entry: _Range) -> None:
-        if self._translation is not None and entry.file is not None and entry.file.address:
+        if self._translation is not None and entry.file is not None:
             self._translation.add(
                 entry.start,
                 entry.mapping.size,
@@ -292,6 +313,8 @@ class GuestMemory:
 
     def _find(self, address: int, size: int, write: bool, doing: str) -> _Range:
         """The range in which `address` lies, with the device's right to it checked."""
+        if guard.total() != self._faults:
+            self._report_torn()
         at = bisect.bisect_right(self._starts, address) - 1
         if at < 0 or address >= self._ranges[at].end:
             raise DmaUnmapped(

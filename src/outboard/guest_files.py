@@ -1,7 +1,8 @@
 """The files behind guest memory: each is mapped into this process whole and once.
 
 However many ranges of it the client maps (QEMU maps the same file hundreds of times while firmware
-runs), a file costs one mapping, which lives while a range of it is mapped, and no descriptor.
+runs), a file costs one mapping, which lives while a range of it is mapped, and no descriptor. A client
+that shrinks a file all the same gets zeros for what is missing, and is told of (`outboard.native.guard`).
 """
 
 import errno
@@ -9,26 +10,39 @@ import fcntl
 import logging
 import mmap
 import os
+import weakref
 
 from outboard.errors import RequestRefused
+from outboard.native.guard import Guarded
 from outboard.native.memory import address_of
 
 log = logging.getLogger(__name__)
 
 
 class GuestFile:
-    """One file: its ``bytes``, and their ``address`` in this process, 0 if they may only be read."""
+    """One file: its ``bytes``, their ``address`` in this process, and the guard over them."""
 
-    __slots__ = ("address", "bytes", "key", "length", "ranges")
+    __slots__ = ("address", "bytes", "guarded", "is_reported", "key", "length", "ranges")
 
     def __init__(self, key: tuple[int, int, bool], fd: int, length: int) -> None:
         self.key = key
         self.length = length
         self.ranges = 0
-        writable = key[2]
-        protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+        self.is_reported = False
+        protection = mmap.PROT_READ | (mmap.PROT_WRITE if key[2] else 0)
         self.bytes = mmap.mmap(fd, length, mmap.MAP_SHARED, protection)
-        self.address = address_of(self.bytes) if writable else 0
+        self.address = address_of(self.bytes)
+        self.guarded = Guarded(self.address, length)
+
+    def close(self) -> None:
+        """Unmap it, or as soon as the last slice of it is gone."""
+        try:
+            self.bytes.close()
+        except BufferError:
+            weakref.finalize(self.bytes, self.guarded.release)
+            log.error("a slice of a DMA view outlives its range: the memory stays mapped until it is dropped")
+        else:
+            self.guarded.release()
 
 
 class GuestFiles:
@@ -71,7 +85,4 @@ class GuestFiles:
             return
         if self._files.get(file.key) is file:
             del self._files[file.key]
-        try:
-            file.bytes.close()
-        except BufferError:
-            log.error("a slice of a DMA view outlives its range: the memory stays mapped until it is dropped")
+        file.close()

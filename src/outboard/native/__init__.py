@@ -9,6 +9,7 @@
 `poller`           `Poller`: a thread without the GIL: start, pause, stop, statistics
 `ring`             a ring of messages between a poller and Python
 `translation`      guest addresses to ours, bounds-checked
+`guard`            memory that its owner may take away
 `uring`            io_uring
 =================  ==================================================================================
 """

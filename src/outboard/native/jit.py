@@ -149,23 +149,21 @@ def compile_all(
 def cache_folder(function: Callable[..., Any]) -> Path:
     """Where the machine code of an entry is kept: a folder named after all it is made from.
 
-    That is this processor, this Python, this Numba, the files of every function the entry reaches, and
-    the numbers they take from other modules.
+    That is this processor, this Python, this Numba, every function the entry reaches, and the numbers they
+    take from modules.
     """
     base = Path(os.environ.get("OUTBOARD_CACHE") or Path.home() / ".cache" / "outboard")
     made_by = f"{sys.version} {version('numba')} {machine_code.processor()}"
     digest = hashlib.sha256(made_by.encode())
-    files = {Path(__file__).with_name(name) for name in ("lowering.py", "machine_code.py")}
-    numbers: set[str] = set()
+    for name in ("lowering.py", "machine_code.py"):
+        digest.update(Path(__file__).with_name(name).read_bytes())
+    parts: set[str] = set()
     for reached in _reach(function):
-        if (path := _source(reached)) is not None:
-            files.add(path)
-        for name in reached.__code__.co_names:
-            if isinstance(value := reached.__globals__.get(name), int):
-                numbers.add(f"{reached.__qualname__} {name}={value}")
-    for path in sorted(files):
-        digest.update(str(path).encode() + path.read_bytes())
-    digest.update("\n".join(sorted(numbers)).encode())
+        code = reached.__code__
+        parts.add(f"{reached.__qualname__} {code.co_code.hex()} {code.co_consts} {code.co_names}")
+        numbers = [(name, value) for name, value in _named(reached) if isinstance(value, int)]
+        parts.add(f"{reached.__qualname__} {numbers}")
+    digest.update("\n".join(sorted(parts)).encode())
     return base / "native" / digest.hexdigest()[:16]
 
 
@@ -178,14 +176,18 @@ def _reach(function: Callable[..., Any]) -> set[Any]:
         reached = waiting.pop()
         if reached not in found:
             found.add(reached)
-            called = (reached.__globals__.get(name) for name in reached.__code__.co_names)
-            waiting += [other for other in called if inspect.isfunction(other) and other in marked]
+            waiting += [
+                value for _, value in _named(reached) if inspect.isfunction(value) and value in marked
+            ]
     return found
 
 
-def _source(function: Callable[..., Any]) -> Path | None:
-    path = inspect.getsourcefile(function)
-    return Path(path) if path and Path(path).is_file() else None
+def _named(function: Callable[..., Any]) -> list[tuple[str, Any]]:
+    """What the names in a function stand for: in its module, and in the modules that it names."""
+    names = function.__code__.co_names
+    scopes = [function.__globals__]
+    scopes += [vars(scope) for name in names if inspect.ismodule(scope := function.__globals__.get(name))]
+    return [(name, scope[name]) for scope in scopes for name in names if name in scope]
 
 
 def _kept(file: Path) -> bytes | None:

@@ -163,6 +163,11 @@ def monotonic_ns(builder: Builder) -> Value:
     return builder.add(builder.mul(seconds, ir.Constant(I64, 10**9)), nanoseconds)
 
 
+def guard_table(builder: Builder) -> Value:
+    symbol = ir.GlobalVariable(builder.module, I8, "outboard_guard_table")
+    return builder.ptrtoint(symbol, I64)
+
+
 def _pointer(builder: Builder, address: Value, kind: Any) -> Value:
     return builder.inttoptr(address, kind.as_pointer())
 

@@ -7,7 +7,6 @@ an entry that a C function pointer can call: 64-bit integers in, one out.
 
 import ctypes
 import platform
-import re
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -29,6 +28,9 @@ integers have no use for (arrays, entries for Python and C of each function): it
 BORROWED = {"memcpy", "memset", "memmove", "syscall", "__errno_location", "clock_gettime"}
 """What machine code may ask of others. Anything else is Numba's, which is not there when it is loaded."""
 
+SYMBOLS: dict[str, int] = {}
+"""What else it may ask of us: addresses of this process, by a name that lowering uses."""
+
 X86 = platform.machine() in ("x86_64", "AMD64")
 
 
@@ -46,6 +48,7 @@ def compile_object(function: Callable[..., int], arity: int) -> bytes:
     from numba import njit
     from numba.core import types
 
+    _name_symbols()
     signature = types.int64(*[types.int64] * arity)
     compiled = njit(signature, **OPTIONS)(function)
     name = compiled.overloads[signature.args].fndesc.llvm_func_name
@@ -61,6 +64,7 @@ def load_object(code: bytes, arity: int) -> Callable[..., int]:
     """The function in an object file. It runs without the GIL."""
     from llvmlite import binding as llvm
 
+    _name_symbols()
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _target_machine())
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
@@ -70,11 +74,12 @@ def load_object(code: bytes, arity: int) -> Callable[..., int]:
     return function  # type: ignore[no-any-return]
 
 
-def name_address(name: str, address: int) -> None:
-    """Have machine code that is loaded from now on find ``address`` under ``name``."""
+def _name_symbols() -> None:
+    # LLVM ends the process when it does not find one.
     from llvmlite import binding as llvm
 
-    llvm.add_symbol(name, address)
+    for name, address in SYMBOLS.items():
+        llvm.add_symbol(name, address)
 
 
 @cache
@@ -111,7 +116,7 @@ def _check(name: str, module: Any) -> None:
     """Refuse a function that needs what only a process with Numba has: LLVM would end the process."""
     asked = {inner.name for inner in module.functions if inner.is_declaration}
     asked |= {variable.name for variable in module.global_variables if variable.is_declaration}
-    foreign = sorted(other for other in asked - BORROWED if not re.match(r"llvm\.|outboard_", other))
+    foreign = sorted(other for other in asked - BORROWED - SYMBOLS.keys() if not other.startswith("llvm."))
     if any("picklebuf" in variable.name for variable in module.global_variables):
         foreign.append("an exception")
     if foreign:

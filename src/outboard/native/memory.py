@@ -145,6 +145,20 @@ def prefetch_range(address: int, size: int) -> int:
     return 0
 
 
+class _Buffer(ctypes.Structure):
+    """The C API's ``Py_buffer``."""
+
+    _fields_ = [
+        ("address", ctypes.c_void_p),
+        *[(name, ctypes.c_ssize_t) for name in ("owner", "size", "item_size")],
+        *[(name, ctypes.c_int) for name in ("read_only", "dimensions")],
+        *[(name, ctypes.c_void_p) for name in ("format", "shape", "strides", "suboffsets", "internal")],
+    ]
+
+
 def address_of(buffer: mmap.mmap | bytearray | memoryview) -> int:
-    """The address of a writable buffer; the caller keeps the buffer alive and in place."""
-    return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+    """The address of a contiguous buffer; the caller keeps the buffer alive and in place."""
+    view = _Buffer()
+    ctypes.pythonapi.PyObject_GetBuffer(ctypes.py_object(buffer), ctypes.byref(view), 0)
+    ctypes.pythonapi.PyBuffer_Release(ctypes.byref(view))
+    return view.address or 0

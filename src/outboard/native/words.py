@@ -25,7 +25,7 @@ class Block:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._memory = mmap.mmap(-1, size)
+        self._memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._words = memoryview(self._memory).cast("q")
         self.address = address_of(self._memory)
 

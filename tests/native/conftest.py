@@ -1,0 +1,20 @@
+"""Each data-plane function runs plain and compiled; where there is no Numba, CI does not accept the skip."""
+
+import os
+from collections.abc import Callable
+
+import pytest
+
+from outboard.native import jit
+
+Call = Callable[[jit.Entry], Callable[..., int]]
+
+
+@pytest.fixture(params=["plain", "native"])
+def call(request: pytest.FixtureRequest) -> Call:
+    """Gives the function of an entry that a test is to call."""
+    if request.param == "plain":
+        return lambda entry: entry.plain
+    if not jit.available() and os.environ.get("CI") != "true":
+        pytest.skip("there is no Numba here")
+    return lambda entry: entry.native
