@@ -12,18 +12,15 @@ from outboard.storage import open_storage, parse_size
 BLOCK_SIZE = re.compile(r",block_size=([^,]*)")
 
 
-def controller(backends: Sequence[str], *, serial: str | None = None, vectors: int | None = None) -> Nvme:
-    """A controller with one namespace for each back end.
+def controller(backends: Sequence[str], **options: Any) -> Nvme:
+    """A controller with one namespace for each back end; options that are None are left to `Nvme`.
 
     Raises:
         StorageError: a back end cannot be opened, or a block size is none.
+        DefinitionError: an option that cannot be.
     """
-    options: dict[str, Any] = {}
-    if serial is not None:
-        options["serial"] = serial
-    if vectors is not None:
-        options["vectors"] = vectors
-    return Nvme(*map(namespace, backends), **options)
+    given = {name: value for name, value in options.items() if value is not None}
+    return Nvme(*map(namespace, backends), **given)
 
 
 def serial_of(socket: Path) -> str:

@@ -5,8 +5,12 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from outboard.cli.data_plane import prepare_data_plane
 from outboard.cli.foreground import serve_in_foreground
 from outboard.cli.namespaces import controller, serial_of
+from outboard.devices.nvme import Doorbells, Tuning
+from outboard.devices.nvme.datapath.loop import serve
+from outboard.native.jit import available
 
 
 def nvme(
@@ -16,6 +20,10 @@ def nvme(
     fd: int | None = None,
     serial: str | None = None,
     vectors: int | None = None,
+    doorbells: Doorbells = "auto",
+    pollers: int | None = None,
+    spin: int = Tuning.spin,
+    nap: int = Tuning.longest_nap,
 ) -> None:
     """Serve an NVMe controller.
 
@@ -45,9 +53,25 @@ def nvme(
     vectors
         How many MSI-X vectors the controller has: the most a guest can spread its queues over. With 0
         it has MSI and INTx: QEMU up to 11.1 ends itself when a vfio-user device with MSI-X is unplugged.
+    doorbells
+        How the guest tells of new commands. shadow: in its own memory, silently while a poller looks, with
+        a message only when that sleeps (needs a driver that can, as Linux's). mmap: in a page that the
+        client maps and a poller looks at all the time. trapped: by messages only. auto: mmap for a client
+        that knows no other way, as SPDK's driver; else shadow.
+    pollers
+        Threads that serve the queues, spread over them. 0: the thread that serves the socket does it.
+        Without the option one, or none where Numba is not installed.
+    spin
+        Microseconds a poller looks for more before it sleeps, at most; it spins less when that is in vain.
+    nap
+        Microseconds between looks at mapped doorbells after a while without commands, at most.
     """
     if serial is None and socket is not None:
         serial = serial_of(socket)
-    device = controller(namespace, serial=serial, vectors=vectors)
+    count = int(available()) if pollers is None else pollers
+    if count:
+        prepare_data_plane(serve)
+    tuning = Tuning(pollers=count, spin=spin, longest_nap=nap)
+    device = controller(namespace, serial=serial, vectors=vectors, doorbells=doorbells, tuning=tuning)
     title = f"serving an NVMe controller ({', '.join(namespace)})"
     serve_in_foreground(device, socket, fd, title=title, bootable=True)

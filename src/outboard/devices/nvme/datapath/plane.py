@@ -76,7 +76,7 @@ MICROSECOND = 1_000
 DOORBELL = 4
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Tuning:
     """How the pollers wait; all times are microseconds.
 
