@@ -18,3 +18,10 @@ def call(request: pytest.FixtureRequest) -> Call:
     if not jit.available() and os.environ.get("CI") != "true":
         pytest.skip("there is no Numba here")
     return lambda entry: entry.native
+
+
+@pytest.fixture(scope="session")
+def call_both() -> list[Call]:
+    """The plain call and, where there can be one, the compiled: for properties of both."""
+    calls: list[Call] = [lambda entry: entry.plain]
+    return [*calls, lambda entry: entry.native] if jit.available() else calls

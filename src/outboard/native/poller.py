@@ -188,10 +188,11 @@ class Poller:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-        for fd in (self._wake_fd, self.notices):
-            if fd >= 0:
-                os.close(fd)
-        self._wake_fd = self.notices = -1
+        with self._turn:
+            for fd in (self._wake_fd, self.notices):
+                if fd >= 0:
+                    os.close(fd)
+            self._wake_fd = self.notices = -1
 
     def __enter__(self) -> Self:
         return self.start()
@@ -202,8 +203,8 @@ class Poller:
         self.stop()
 
     def _kick(self) -> None:
-        if self._wake_fd >= 0:
-            with suppress(BlockingIOError):
+        with self._turn, suppress(BlockingIOError):
+            if self._wake_fd >= 0:
                 os.eventfd_write(self._wake_fd, 1)
 
     def _run(self) -> None:

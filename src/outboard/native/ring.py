@@ -69,7 +69,9 @@ class Ring:
         return self._block[GIVEN] - self._block[TAKEN]
 
     def push(self, message: bytes) -> bool:
-        """Put one message in; False if the ring is full."""
+        """Put one message in; False if the ring is full. Raises ValueError if it is larger than a slot."""
+        if len(message) > self._size:
+            raise ValueError(f"a message of {len(message)} bytes does not fit into a slot of {self._size}")
         slot = next_free(self.address)
         if slot == 0:
             return False
