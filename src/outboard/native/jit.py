@@ -58,9 +58,11 @@ def primitive(function: Function) -> Function:
 
 def available() -> bool:
     """Whether functions can be compiled here: Numba is installed, and not told to stay away."""
-    return os.environ.get("NUMBA_DISABLE_JIT", "0") in ("", "0") and (
-        "numba" in sys.modules or importlib.util.find_spec("numba") is not None
-    )
+    if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
+        return False
+    with suppress(ImportError):
+        return sys.modules.get("numba") is not None or importlib.util.find_spec("numba") is not None
+    return False
 
 
 class Entry:

@@ -43,14 +43,21 @@ def processor() -> str:
 
 
 def compile_object(function: Callable[..., int], arity: int) -> bytes:
-    """An object file of ``function``, which takes ``arity`` integers. Raises what Numba raises."""
+    """An object file of ``function``, which takes ``arity`` integers.
+
+    Raises `SetupError` if it needs anything but integers and `outboard.native`.
+    """
     from llvmlite import binding as llvm
     from numba import njit
     from numba.core import types
+    from numba.core.errors import NumbaError
 
     _name_symbols()
     signature = types.int64(*[types.int64] * arity)
-    compiled = njit(signature, **OPTIONS)(function)
+    try:
+        compiled = njit(signature, **OPTIONS)(function)
+    except NumbaError as error:
+        raise SetupError(f"{function.__name__} cannot be a data plane: {error}") from error
     name = compiled.overloads[signature.args].fndesc.llvm_func_name
     module = llvm.parse_assembly(compiled.inspect_llvm(signature.args) + _entry_point(name, arity))
     for inner in module.functions:
