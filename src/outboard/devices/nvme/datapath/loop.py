@@ -54,6 +54,7 @@ IDLE, MORE = 0, -1
 LOOKS = 64
 """Looks at the doorbells between two looks at the clock."""
 
+SHORTEST_SPIN = 1_000
 POLITE = 5_000
 """Nanoseconds of spinning after which others on this processor are let through."""
 
@@ -61,8 +62,10 @@ POLITE = 5_000
 @entry
 def serve(control: int, plane: int) -> int:
     """Serve the queues of ``plane`` until told to stop; inline, until there is nothing to do now."""
-    spin = load64(plane + PL_SPIN)
-    nap = load64(plane + PL_NAP)
+    longest_spin = load64(plane + PL_SPIN)
+    spin = longest_spin
+    first_nap = load64(plane + PL_NAP)
+    nap = first_nap
     looks = 0
     idle_since = 0
     inline = load64(plane + PL_INLINE)
@@ -78,10 +81,10 @@ def serve(control: int, plane: int) -> int:
         if worked != 0:
             looks = 0
             idle_since = 0
-            nap = load64(plane + PL_NAP)
+            nap = first_nap
             continue
         looks += 1
-        if looks < LOOKS:
+        if looks < LOOKS and nap == first_nap:
             pause()
             continue
         looks = 0
@@ -89,7 +92,7 @@ def serve(control: int, plane: int) -> int:
         if idle_since == 0:
             idle_since = now
         wait = settle(control, plane, now)
-        if now - idle_since < spin:
+        if now - idle_since < spin and nap == first_nap:
             if now - idle_since > POLITE:
                 sched_yield()
             continue
@@ -97,13 +100,12 @@ def serve(control: int, plane: int) -> int:
             wait = nap
         slept = rest(control, plane, wait)
         if load64(plane + PL_POLLED) != 0:
+            # A look after each nap is enough, until there is work again.
             nap = min(2 * nap, load64(plane + PL_LONGEST_NAP))
-            spin = 0
-        elif slept < load64(plane + PL_SPIN):
-            spin = min(2 * spin, load64(plane + PL_SPIN))
+        elif slept < longest_spin:
+            spin = min(2 * spin, longest_spin)
         else:
-            spin = spin // 2
-        idle_since = 0
+            spin = max(spin // 2, SHORTEST_SPIN)
     return finish(control, plane)
 
 
