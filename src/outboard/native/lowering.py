@@ -1,7 +1,8 @@
 """The LLVM bodies of the primitives: everything a data plane needs that Numba's language does not have.
 
-Imported when something is compiled first. Each function here has the name of the primitive it compiles,
-takes LLVM's builder and the arguments as 64-bit values, and returns a 64-bit value, or None for zero.
+Imported when something is compiled first. Each body is named after the primitive it
+compiles, takes LLVM's builder and the arguments as 64-bit values, and returns a 64-bit value, or None for
+zero.
 """
 
 import platform
@@ -23,8 +24,8 @@ STREAMED_AT_ONCE = 4
 
 
 def register(plain: Callable[..., int]) -> None:
-    """Have compiled code use the body that has the name of ``plain``."""
-    lower = globals()[plain.__name__]
+    """Have compiled code use the body that is named after ``plain``."""
+    lower = globals()["_" + plain.__name__]
     names = ", ".join(plain.__code__.co_varnames[: plain.__code__.co_argcount])
     signature = types.int64(*[types.int64] * plain.__code__.co_argcount)
 
@@ -37,74 +38,74 @@ def register(plain: Callable[..., int]) -> None:
     lower_builtin(plain, *signature.args)(generate)
 
 
-def load8(builder: Builder, address: Value) -> Value:
+def _load8(builder: Builder, address: Value) -> Value:
     return _load(builder, address, I8, "monotonic")
 
 
-def load16(builder: Builder, address: Value) -> Value:
+def _load16(builder: Builder, address: Value) -> Value:
     return _load(builder, address, I16, "monotonic")
 
 
-def load32(builder: Builder, address: Value) -> Value:
+def _load32(builder: Builder, address: Value) -> Value:
     return _load(builder, address, I32, "monotonic")
 
 
-def load64(builder: Builder, address: Value) -> Value:
+def _load64(builder: Builder, address: Value) -> Value:
     return _load(builder, address, I64, "monotonic")
 
 
-def load_acquire32(builder: Builder, address: Value) -> Value:
+def _load_acquire32(builder: Builder, address: Value) -> Value:
     return _load(builder, address, I32, "acquire")
 
 
-def load_acquire64(builder: Builder, address: Value) -> Value:
+def _load_acquire64(builder: Builder, address: Value) -> Value:
     return _load(builder, address, I64, "acquire")
 
 
-def store16(builder: Builder, address: Value, value: Value) -> None:
+def _store16(builder: Builder, address: Value, value: Value) -> None:
     _store(builder, address, value, I16, "monotonic")
 
 
-def store32(builder: Builder, address: Value, value: Value) -> None:
+def _store32(builder: Builder, address: Value, value: Value) -> None:
     _store(builder, address, value, I32, "monotonic")
 
 
-def store64(builder: Builder, address: Value, value: Value) -> None:
+def _store64(builder: Builder, address: Value, value: Value) -> None:
     _store(builder, address, value, I64, "monotonic")
 
 
-def store_release32(builder: Builder, address: Value, value: Value) -> None:
+def _store_release32(builder: Builder, address: Value, value: Value) -> None:
     _store(builder, address, value, I32, "release")
 
 
-def store_release64(builder: Builder, address: Value, value: Value) -> None:
+def _store_release64(builder: Builder, address: Value, value: Value) -> None:
     _store(builder, address, value, I64, "release")
 
 
-def fence(builder: Builder) -> None:
+def _fence(builder: Builder) -> None:
     builder.fence("seq_cst")
 
 
-def pause(builder: Builder) -> None:
+def _pause(builder: Builder) -> None:
     if X86:
         _call(builder, "llvm.x86.sse2.pause", ir.VoidType())
 
 
-def copy(builder: Builder, to: Value, source: Value, size: Value) -> None:
+def _copy(builder: Builder, to: Value, source: Value, size: Value) -> None:
     pointer = I8.as_pointer()
     kind = ir.FunctionType(pointer, [pointer, pointer, I64])
     function = cgutils.get_or_insert_function(builder.module, kind, "memcpy")
     builder.call(function, [_pointer(builder, to, I8), _pointer(builder, source, I8), size])
 
 
-def fill(builder: Builder, to: Value, value: Value, size: Value) -> None:
+def _fill(builder: Builder, to: Value, value: Value, size: Value) -> None:
     pointer = I8.as_pointer()
     kind = ir.FunctionType(pointer, [pointer, I32, I64])
     function = cgutils.get_or_insert_function(builder.module, kind, "memset")
     builder.call(function, [_pointer(builder, to, I8), builder.trunc(value, I32), size])
 
 
-def copy_stream(builder: Builder, to: Value, source: Value, size: Value) -> None:
+def _copy_stream(builder: Builder, to: Value, source: Value, size: Value) -> None:
     """Whole lines, four at a time while there are so many: all loads before the stores."""
     line = WIDE.element.width // 8 * WIDE.count
     hint = builder.module.add_metadata([ir.Constant(I32, 1)])
@@ -124,14 +125,14 @@ def copy_stream(builder: Builder, to: Value, source: Value, size: Value) -> None
         lines(1, offset)
 
 
-def drain_stream(builder: Builder) -> None:
+def _drain_stream(builder: Builder) -> None:
     if X86:
         _call(builder, "llvm.x86.sse.sfence", ir.VoidType())
     else:
         builder.fence("seq_cst")
 
 
-def prefetch(builder: Builder, address: Value) -> None:
+def _prefetch(builder: Builder, address: Value) -> None:
     read, second_level, data = (ir.Constant(I32, number) for number in (0, 2, 1))
     pointer = _pointer(builder, address, I8)
     kind = ir.FunctionType(ir.VoidType(), [pointer.type, I32, I32, I32])
@@ -139,7 +140,7 @@ def prefetch(builder: Builder, address: Value) -> None:
     builder.call(function, [pointer, read, second_level, data])
 
 
-def system_call(builder: Builder, *values: Value) -> Value:
+def _system_call(builder: Builder, *values: Value) -> Value:
     """The C library's ``syscall``; its errno, negative, if it fails."""
     kind = ir.FunctionType(I64, [I64], var_arg=True)
     function = cgutils.get_or_insert_function(builder.module, kind, "syscall")
@@ -152,7 +153,7 @@ def system_call(builder: Builder, *values: Value) -> Value:
     return builder.select(failed, builder.neg(number), result)
 
 
-def monotonic_ns(builder: Builder) -> Value:
+def _monotonic_ns(builder: Builder) -> Value:
     times = cgutils.alloca_once(builder, ir.ArrayType(I64, 2))
     kind = ir.FunctionType(I32, [I32, times.type])
     function = cgutils.get_or_insert_function(builder.module, kind, "clock_gettime")
@@ -163,7 +164,7 @@ def monotonic_ns(builder: Builder) -> Value:
     return builder.add(builder.mul(seconds, ir.Constant(I64, 10**9)), nanoseconds)
 
 
-def guard_table(builder: Builder) -> Value:
+def _guard_table(builder: Builder) -> Value:
     symbol = ir.GlobalVariable(builder.module, I8, "outboard_guard_table")
     return builder.ptrtoint(symbol, I64)
 
