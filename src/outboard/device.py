@@ -12,6 +12,8 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 from outboard.dma import GuestMemory, Mapping, RemoteMemory
 from outboard.errors import OutboardError, RequestRefused
 from outboard.loop import Loop, Timer
+from outboard.native.jit import Entry
+from outboard.native.poller import Poller
 from outboard.pci.bar import Bar, BarSpace, Ram, RomSpace, Window
 from outboard.pci.capabilities import Msi, MsiX
 from outboard.pci.config_space import COMMAND, Command, ConfigSpace
@@ -187,6 +189,7 @@ class Device:
         self.dma.enabled = not self.dma_requires_bus_master
         self.unhandled = []
         self.loop = None
+        self._pollers: list[Poller] = []
         self._bus_master = False
         self._bind(function, resets)
         self.config.watch(COMMAND, 2, self._command_written)
@@ -252,13 +255,15 @@ class Device:
         self.on_connect()
 
     def disconnected(self) -> None:
-        """The client is gone: first `on_disconnect`, then its eventfds go; registers stay.
+        """The client is gone: first `on_disconnect`, then the pollers and its eventfds go; registers stay.
 
         Its memory is unmapped next, by `dma_unmap`.
         """
         try:
             self.on_disconnect()
         finally:
+            while self._pollers:
+                self._stop_poller(self._pollers.pop())
             self._interrupts.disconnect()
             self.dma.remote = None
 
@@ -281,6 +286,32 @@ class Device:
     def call_soon(self, callback: Callable[[], None]) -> None:
         """Call ``callback`` after the request at hand is answered, in the device's thread."""
         self._require_loop().call_soon(callback)
+
+    def start_poller(
+        self, loop: Entry, *arguments: int, on_notice: Callable[[], None] | None = None
+    ) -> Poller:
+        """Run ``loop(control, *arguments)`` beside the device until the client has gone.
+
+        To be called in `on_connect`. It runs in a thread of its own, compiled if it can be; the guest's
+        memory is mapped and unmapped only while it is paused. ``on_notice`` is called in the device's
+        thread after the loop has called `outboard.native.poller.notify`.
+        """
+        poller = Poller(loop, *arguments, name=f"{type(self).__name__}.{loop.name}")
+
+        def noticed() -> None:
+            poller.acknowledge()
+            if on_notice is not None:
+                on_notice()
+
+        self._require_loop().watch(poller.notices, noticed)
+        self.dma.users.append(poller.paused)
+        self._pollers.append(poller)
+        return poller.start()
+
+    def _stop_poller(self, poller: Poller) -> None:
+        self.dma.users.remove(poller.paused)
+        self._require_loop().unwatch(poller.notices)
+        poller.stop()
 
     def _require_loop(self) -> Loop:
         if self.loop is None:

@@ -5,8 +5,10 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from outboard.cli.data_plane import prepare_data_plane
 from outboard.cli.device_file import load_device
 from outboard.cli.foreground import serve_in_foreground
+from outboard.native.jit import ENTRIES
 
 
 def serve(
@@ -38,5 +40,8 @@ def serve(
     fd
         Listen on this inherited descriptor instead; a connected one serves that one client.
     """
+    known = len(ENTRIES)
     served = load_device(device)
+    # What the file brought is compiled now, not while a client waits.
+    prepare_data_plane(*ENTRIES[known:])
     serve_in_foreground(served, socket, fd, title=f"serving {type(served).__name__}")
