@@ -1,0 +1,84 @@
+"""`outboard nvme` and `outboard bench` as processes of their own, each on its processor."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from harness.cores import DEVICE_CORE, DRIVER_CORE, run_on
+from outboard.client import Client
+
+OUTBOARD = [sys.executable, "-c", "from outboard.cli import main; main()"]
+PATIENCE = 120.0
+"""Seconds for a server to listen: the first time it compiles its data plane. And for a client to end."""
+
+
+def start(
+    *arguments: str, core: int, cache: Path | None = None, capture: bool = False
+) -> subprocess.Popen[str]:
+    """Start an `outboard` command on a processor; its output goes to pipes, or nowhere."""
+    environment = {**os.environ, **({"OUTBOARD_CACHE": str(cache)} if cache else {})}
+    return subprocess.Popen(
+        [*OUTBOARD, *arguments],
+        stdout=subprocess.PIPE if capture else subprocess.DEVNULL,
+        stderr=subprocess.PIPE if capture else subprocess.DEVNULL,
+        text=True,
+        env=environment,
+        preexec_fn=lambda: run_on(core),
+    )
+
+
+@contextmanager
+def serving(socket: Path, *namespaces: str, more: tuple[str, ...] = ()) -> Iterator[int]:
+    """A server of these namespaces that is polled through mapped doorbells; its process id."""
+    arguments = ["nvme", "--socket", str(socket), "--doorbells", "mmap", *more]
+    for namespace in namespaces:
+        arguments += ["--namespace", namespace]
+    process = start(*arguments, core=DEVICE_CORE)
+    try:
+        Client(socket, patience=PATIENCE).close()
+        yield process.pid
+    finally:
+        end(process)
+
+
+def end(process: "subprocess.Popen[str]") -> None:
+    """End a server, politely at first."""
+    process.terminate()
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    for pipe in (process.stdout, process.stderr):
+        if pipe is not None:
+            pipe.close()
+
+
+def start_bench(socket: Path, seconds: float, **options: Any) -> "subprocess.Popen[str]":
+    """Start `outboard bench` on the driver's processor."""
+    arguments = ["bench", str(socket), "--json", "--seconds", str(seconds)]
+    for name, value in options.items():
+        arguments += [f"--{name.replace('_', '-')}", str(value)]
+    return start(*arguments, core=DRIVER_CORE, capture=True)
+
+
+def result_of(process: "subprocess.Popen[str]", seconds: float) -> dict[str, Any]:
+    """What a started `outboard bench` found. Raises RuntimeError if it failed, or a command did."""
+    try:
+        output, errors = process.communicate(timeout=seconds + PATIENCE)
+    finally:
+        end(process)
+    if process.returncode:
+        raise RuntimeError(f"outboard bench ended with status {process.returncode}: {errors or output}")
+    found: dict[str, Any] = json.loads(output)
+    return found
+
+
+def bench(socket: Path, seconds: float, **options: Any) -> dict[str, Any]:
+    """What `outboard bench` finds."""
+    return result_of(start_bench(socket, seconds, **options), seconds)
