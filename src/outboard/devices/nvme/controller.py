@@ -24,9 +24,9 @@ from outboard.devices.nvme.queues import CompletionQueue, SubmissionQueue
 from outboard.devices.nvme.state import Outstanding, State
 from outboard.devices.nvme.status import CommandFailed, Status, status_field
 from outboard.devices.nvme.transfer import Abandoned, check_flags
-from outboard.devices.nvme.work import Work, run_inline
+from outboard.devices.nvme.work import Call, Work, run_inline
 from outboard.devices.nvme.workers import Workers
-from outboard.errors import DmaError
+from outboard.errors import DmaError, StorageError
 from outboard.loop import Loop
 from outboard.native.libc import SECOND
 
@@ -99,12 +99,21 @@ class Controller:
         """From now on storage that may block is called in threads of its own."""
         if self._workers is None:
             self._workers = Workers(loop)
+            self.state.drain = self._workers.drain
 
     def stop_workers(self) -> None:
         """End those threads, when what they do now is done."""
         if self._workers is not None:
             self._workers.close()
             self._workers = None
+
+    def flush(self, done: Callable[[], None]) -> None:
+        """Make everything durable that was written, then call ``done``."""
+        if self._workers is not None:
+            self._workers.start(_flush_each(self.state), lambda outcome: done())
+        else:
+            run_inline(_flush_each(self.state))
+            done()
 
     def ring(self, doorbell: int, value: int) -> bool:
         """The host wrote ``value`` to doorbell number ``doorbell``; True if `process` has something to do.
@@ -342,3 +351,13 @@ class Controller:
             if cq.signal or wanted:
                 cq.signal = False
                 self._interrupt(cq)
+
+
+def _flush_each(state: State) -> Work:
+    """Flush every namespace, whatever becomes of the others."""
+    for nsid, space in state.namespaces.items():
+        try:
+            yield Call(space.storage, space.storage.flush)
+        except StorageError:
+            log.exception("namespace %d may have lost data at shutdown", nsid)
+    return 0

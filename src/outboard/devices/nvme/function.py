@@ -24,7 +24,7 @@ from outboard.devices.nvme.queues import CompletionQueue
 from outboard.devices.nvme.spec import NSSR_KEY, VERSION, Shutdown, ShutdownStatus
 from outboard.devices.nvme.state import Identity, Limits, State
 from outboard.devices.nvme.transfer import Bus
-from outboard.errors import DefinitionError, StorageError
+from outboard.errors import DefinitionError
 from outboard.loop import Timer
 from outboard.native.jit import available
 from outboard.pci.bar import Bar
@@ -346,17 +346,11 @@ class Nvme(Device):
             self.shutdown_status = ShutdownStatus.COMPLETE
             return
         self.shutdown_status = ShutdownStatus.OCCURRING
-        self.call_soon(self._finish_shutdown)
+        self.call_soon(lambda: self.controller.flush(self._finish_shutdown))
 
     def _finish_shutdown(self) -> None:
-        if self.shutdown_status != ShutdownStatus.OCCURRING:
-            return
-        for nsid, space in self.namespaces.items():
-            try:
-                space.storage.flush()
-            except StorageError:
-                log.exception("namespace %d may have lost data at shutdown", nsid)
-        self.shutdown_status = ShutdownStatus.COMPLETE
+        if self.shutdown_status == ShutdownStatus.OCCURRING:
+            self.shutdown_status = ShutdownStatus.COMPLETE
 
     def _schedule(self) -> None:
         if not self._scheduled:

@@ -61,7 +61,8 @@ class Outstanding:
 class State:
     """A controller between its registers and its namespaces.
 
-    ``outstanding`` are the commands that wait for storage in Python.
+    ``outstanding`` are the commands that wait for storage in Python; ``drain`` returns when no storage is
+    at work for one of them, or for one that was cancelled.
     ``granted`` is the number of I/O queues of each kind the host was given (Set Features 07h).
     ``entry_sizes_set`` says whether CC.IOSQES and CC.IOCQES have the only values there are.
     """
@@ -79,6 +80,7 @@ class State:
     submission: dict[int, SubmissionQueue] = field(default_factory=dict)
     completion: dict[int, CompletionQueue] = field(default_factory=dict)
     outstanding: dict[object, Outstanding] = field(default_factory=dict)
+    drain: Callable[[], None] = lambda: None
     granted: int = field(init=False)
     entry_sizes_set: bool = False
 
@@ -100,6 +102,8 @@ class State:
         for waiting in self.outstanding.values():
             waiting.task.cancel()
         self.outstanding.clear()
+        # What a storage still does for this life must not undo what the next one writes.
+        self.drain()
         self.submission.clear()
         self.completion.clear()
         self.plane.reset()
@@ -116,6 +120,7 @@ class State:
                 waiting.task.cancel()
                 del self.outstanding[key]
                 cids.append(waiting.cid)
+        self.drain()
         sq.cq.pending -= len(cids)
         return cids
 

@@ -19,7 +19,9 @@ from outboard.devices.nvme.datapath.execute import divert_failed, serve_queue, t
 from outboard.devices.nvme.datapath.files import reap, release
 from outboard.devices.nvme.datapath.records import (
     BATCH,
+    CQ_FD,
     CQ_UNTOLD,
+    NO_INTERRUPT,
     PL_BACK,
     PL_BAD,
     PL_BURST,
@@ -43,7 +45,7 @@ from outboard.devices.nvme.datapath.records import (
 )
 from outboard.native.jit import entry, jitable
 from outboard.native.libc import monotonic_ns, sched_yield
-from outboard.native.memory import load64, pause, store64
+from outboard.native.memory import fence, load64, pause, store64
 from outboard.native.poller import arm, disarm, notify, sleep, stopping
 from outboard.native.ring import next_given
 from outboard.native.uring import uring_submit, uring_unsubmitted
@@ -77,6 +79,10 @@ def serve(control: int, plane: int) -> int:
             if worked != 0:
                 return MORE
             arm_doorbells(plane)
+            fence()
+            # What the host did before it saw that it has to ring, it does not ring for.
+            if rung(plane) != 0:
+                return MORE
             return wait if wait != NEVER else IDLE
         if worked != 0:
             looks = 0
@@ -98,6 +104,8 @@ def serve(control: int, plane: int) -> int:
             continue
         if load64(plane + PL_POLLED) != 0 and (wait == NEVER or wait > nap):
             wait = nap
+        if unsubmitted(plane) > 0 and (wait == NEVER or wait > first_nap):
+            wait = first_nap
         slept = rest(control, plane, wait)
         if load64(plane + PL_POLLED) != 0:
             # A look after each nap is enough, until there is work again.
@@ -129,7 +137,7 @@ def serve_once(control: int, plane: int) -> int:
             if look_at_tail(plane, sq) != 0 and serve_queue(control, plane, sq, limit) > 0:
                 worked += 1
                 store64(plane + PL_CURSOR, index + 1 if index + 1 < queues else 0)
-    if load64(plane + PL_URING) != 0 and uring_unsubmitted(load64(plane + PL_URING)) > 0:
+    if unsubmitted(plane) > 0:
         uring_submit(load64(plane + PL_URING))
     if load64(plane + PL_WATCH_COUNT) > 0 and watch(plane) != 0:
         worked += 1
@@ -140,6 +148,12 @@ def serve_once(control: int, plane: int) -> int:
     if worked > 0:
         tell_all(control, plane)
     return worked
+
+
+@jitable
+def unsubmitted(plane: int) -> int:
+    """How many commands the kernel has not been given, or has not taken for want of memory."""
+    return uring_unsubmitted(load64(plane + PL_URING)) if load64(plane + PL_URING) != 0 else 0
 
 
 @jitable
@@ -158,10 +172,10 @@ def collect(control: int, plane: int) -> int:
 
 @jitable
 def tell_all(control: int, plane: int) -> int:
-    """Interrupt for what was posted; the clock is read only if something was."""
+    """Interrupt for what was posted; the clock is read only if that may be."""
     for number in range(load64(plane + PL_CQ_COUNT)):
         cq = load64(load64(plane + PL_CQS) + number * ADDRESS)
-        if load64(cq + CQ_UNTOLD) != 0:
+        if load64(cq + CQ_UNTOLD) != 0 and load64(cq + CQ_FD) != NO_INTERRUPT:
             return settle(control, plane, monotonic_ns())
     return NEVER
 
@@ -200,7 +214,7 @@ def rest(control: int, plane: int, wait: int) -> int:
 def finish(control: int, plane: int) -> int:
     """Before the loop is left: nothing is in flight below, and nobody waits for an interrupt held back."""
     while load64(plane + PL_IN_FLIGHT) != 0:
-        if uring_unsubmitted(load64(plane + PL_URING)) > 0:
+        if unsubmitted(plane) > 0:
             uring_submit(load64(plane + PL_URING))
         if collect(control, plane) == 0:
             sched_yield()

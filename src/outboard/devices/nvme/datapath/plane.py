@@ -474,7 +474,10 @@ class DataPlane:
                 record[NS_KIND] = NOTHING
             case Memory(address=address):
                 record[NS_KIND], record[NS_ADDRESS] = MEMORY, address
-            case Descriptor(fd=fd, alignment=alignment) if all(w.uring for w in self.workspaces):
+            # Of a block that is smaller than what the file takes, only Python can write a part.
+            case Descriptor(fd=fd, alignment=alignment) if alignment <= space.block_size and all(
+                workspace.uring for workspace in self.workspaces
+            ):
                 record[NS_KIND], record[NS_FD], record[NS_ALIGNMENT] = FILE, fd, alignment
             case _:
                 record[NS_KIND] = BY_SLOW_LANE
