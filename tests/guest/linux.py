@@ -1,7 +1,14 @@
 """What the tests ask of a Linux in a guest, and how."""
 
 import hashlib
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
+from outboard.errors import GuestError
 from outboard.storage import Storage
 from outboard.testing.guest import Guest
 
@@ -72,3 +79,82 @@ def fio(*disks: str, size: str = "4M") -> str:
     }
     common = " ".join(f"--{name}={value}" for name, value in options.items())
     return f"fio {common} " + " ".join(f"--name={disk} --filename={disk}" for disk in disks)
+
+
+@dataclass
+class Load:
+    """What runs of fio said: how many, how many commands, and the longest that one took, in seconds."""
+
+    runs: int = 0
+    commands: int = 0
+    longest: float = 0.0
+
+
+def deep(disk: str, *, size: str = "4M", **more: object) -> str:
+    """The command that loads a disk from four jobs, 64 deep each, reading and writing, and verifies all."""
+    options: Mapping[str, object] = {
+        "ioengine": "io_uring",
+        "direct": 1,
+        "iodepth": 64,
+        "rw": "randrw",
+        "bsrange": "4k-32k",
+        "size": size,
+        "numjobs": 4,
+        "offset_increment": size,
+        "cpus_allowed": "0,1",
+        "cpus_allowed_policy": "split",
+        "verify": "crc32c",
+        "verify_fatal": 1,
+        "group_reporting": 1,
+        "output-format": "json",
+        "name": "deep",
+        "filename": disk,
+    } | more
+    return "fio " + " ".join(f"--{name}={value}" for name, value in options.items())
+
+
+@contextmanager
+def under(guest: Guest, command: str, *, timeout: float = 120) -> Iterator[Load]:
+    """Run a command of fio's with JSON again and again while the block runs, twice at least.
+
+    The load that is yielded is filled in at the end. Raises GuestError if one fails: what it wrote was not
+    what it read, or a command failed, or it did not end within ``timeout`` seconds.
+    """
+    loop = f"""cd /tmp && rm -f fio.stop fio.status fio.out
+    (status=0; turns=0; until [ -e fio.stop -a $turns -ge 2 ]; do
+        {command} >fio.turn 2>&1; status=$?; cat fio.turn >>fio.out
+        turns=$((turns + 1)); [ $status = 0 ] || break
+    done; echo $status >fio.status) </dev/null >/dev/null 2>&1 &"""
+    guest.run(loop)
+    load = Load()
+    try:
+        yield load
+    finally:
+        guest.run(": >/tmp/fio.stop")
+        said = _outcome(guest, time.monotonic() + timeout)
+    for report in _reports(said):
+        for job in report["jobs"]:
+            directions = [job[name] for name in ("read", "write")]
+            load.commands += sum(direction["total_ios"] for direction in directions)
+            load.longest = max(load.longest, *(direction["clat_ns"]["max"] / 1e9 for direction in directions))
+            load.runs += 1
+
+
+def _outcome(guest: Guest, deadline: float) -> str:
+    """What fio said when it has ended well."""
+    guest.run("until [ -e /tmp/fio.status ]; do sleep 0.1; done", timeout=deadline - time.monotonic())
+    said = guest.run("cat /tmp/fio.out")
+    if (status := guest.run("cat /tmp/fio.status").strip()) != "0":
+        raise GuestError(
+            f"fio ended with status {status} in the guest:\n{said}\n{guest.run('dmesg | tail -n 40')}"
+        )
+    return said
+
+
+def _reports(said: str) -> Iterator[dict[str, Any]]:
+    """The JSON objects among what fio said."""
+    decoder = json.JSONDecoder()
+    while (start := said.find("{\n")) >= 0:
+        report, end = decoder.raw_decode(said[start:])
+        yield report
+        said = said[start + end :]
