@@ -1,7 +1,6 @@
 """``outboard bench``: measure any NVMe controller behind a vfio-user socket."""
 
 import json
-import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -92,8 +91,6 @@ def bench(
     )
     if not available():
         print(NO_NUMBA, file=sys.stderr)
-    # A plain kill is to leave the controller as Ctrl-C does.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with Client(socket) as client, measuring(client, workload, doorbells=Doorbells(doorbells)) as measurement:
         run_watched(measurement, Console(stderr=True))
         result = measurement.result()

@@ -1,5 +1,6 @@
 """A measurement in a thread of its own, watched from this one: progress, and Ctrl-C."""
 
+import signal
 import threading
 
 from rich.console import Console
@@ -7,12 +8,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from outboard.drivers.nvme_measure import Measurement
 
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+
 LOOK = 0.25
 """Seconds between two looks: drawing takes the time of a processor that the server may need."""
 
 
 def run_watched(measurement: Measurement, console: Console) -> None:
-    """Run a measurement to its end, or until Ctrl-C; its exception is raised here.
+    """Run a measurement to its end, or until Ctrl-C or SIGTERM; its exception is raised here.
 
     Progress is drawn where ``console`` is a terminal.
     """
@@ -25,14 +28,16 @@ def run_watched(measurement: Measurement, console: Console) -> None:
             failures.append(error)
 
     thread = threading.Thread(target=run, name="outboard bench")
+    # No KeyboardInterrupt: out of a join it would leave the thread at work in memory that is then freed.
+    handlers = {number: signal.signal(number, lambda *_: measurement.stop()) for number in STOPPING}
     thread.start()
     try:
         watch(measurement, thread, console)
-    except KeyboardInterrupt:
-        pass
     finally:
         measurement.stop()
         thread.join()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     if failures:
         raise failures[0]
 
