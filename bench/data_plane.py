@@ -34,7 +34,7 @@ from harness.fio import available as fio_available
 from harness.fio import fio_iops
 from harness.report import Table, number, size_name, three_digits
 from harness.ring import ring_iops, round_trip_ns
-from harness.servers import bench, serving
+from harness.servers import bench, fill, serving
 from outboard.native.jit import available
 
 FILE_SIZE = 256 << 20
@@ -138,13 +138,6 @@ def make_file(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def fill(socket: Path) -> None:
-    """Write a RAM disk once: what was never written is not memory yet, and read faster than any."""
-    written = 0
-    while written < FILE_SIZE // LARGE:
-        written = bench(socket, 1.0, rw="write", bs=LARGE, qd=8, warm_up=0)["operations"]
-
-
 def measure(cells: list[Cell], options: argparse.Namespace) -> dict[str, Any]:
     """Run all cells in turns; what there is to say of the machine meanwhile."""
     warm_up = 0.2 if options.quick else 0.5
@@ -161,7 +154,7 @@ def measure(cells: list[Cell], options: argparse.Namespace) -> dict[str, Any]:
                 sockets[back_end] = folder / f"{back_end}.sock"
                 stack.enter_context(serving(sockets[back_end], namespace))
         if "ram" in sockets:
-            fill(sockets["ram"])
+            fill(sockets["ram"], size=FILE_SIZE)
         machine = Machine(file, options.seconds, warm_up, fio=fio)
         stolen = StolenTime()
         for run in range(options.runs):

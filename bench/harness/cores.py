@@ -1,9 +1,12 @@
 """Processors: who runs on which, and what the machine below takes away from all of them."""
 
 import os
-import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
 
 CORES = sorted(os.sched_getaffinity(0))
 DEVICE_CORE, DRIVER_CORE = CORES[0], CORES[-1]
@@ -18,20 +21,16 @@ def run_on(core: int) -> None:
     os.sched_setaffinity(0, {core})
 
 
-def in_threads(*tasks: tuple[int, Callable[[], int]]) -> list[int]:
+def in_threads(*tasks: tuple[int, Callable[[], T]]) -> list[T]:
     """Run each task on its processor, all at once, in threads; their results."""
-    results = [0] * len(tasks)
 
-    def run(index: int, core: int, task: Callable[[], int]) -> None:
+    def run(core: int, task: Callable[[], T]) -> T:
         run_on(core)
-        results[index] = task()
+        return task()
 
-    threads = [threading.Thread(target=run, args=(index, *task)) for index, task in enumerate(tasks)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return results
+    with ThreadPoolExecutor(len(tasks)) as pool:
+        futures = [pool.submit(run, core, task) for core, task in tasks]
+        return [future.result() for future in futures]
 
 
 class StolenTime:

@@ -13,6 +13,9 @@ from harness.cores import DEVICE_CORE, DRIVER_CORE, run_on
 from outboard.client import Client
 
 OUTBOARD = [sys.executable, "-c", "from outboard.cli import main; main()"]
+LARGEST = 128 << 10
+"""Bytes of the commands that fill a disk."""
+
 PATIENCE = 120.0
 """Seconds for a server to listen: the first time it compiles its data plane. And for a client to end."""
 
@@ -82,3 +85,10 @@ def result_of(process: "subprocess.Popen[str]", seconds: float) -> dict[str, Any
 def bench(socket: Path, seconds: float, **options: Any) -> dict[str, Any]:
     """What `outboard bench` finds."""
     return result_of(start_bench(socket, seconds, **options), seconds)
+
+
+def fill(socket: Path, *, size: int = 256 << 20, nsid: int = 1) -> None:
+    """Write a RAM disk once: what was never written is not memory yet, and read faster than any."""
+    written = 0
+    while written < size // LARGEST:
+        written += bench(socket, 0.25, rw="write", bs=LARGEST, qd=8, warm_up=0, nsid=nsid)["operations"]
