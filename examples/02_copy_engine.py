@@ -69,4 +69,5 @@ class CopyEngine(Device):
 
 
 if __name__ == "__main__":
+    pump.best()  # compiled before a client waits
     serve(CopyEngine(), sys.argv[1])

@@ -292,9 +292,10 @@ class Device:
     ) -> Poller:
         """Run ``loop(control, *arguments)`` beside the device until the client has gone.
 
-        To be called in `on_connect`. It runs in a thread of its own, compiled if it can be; the guest's
-        memory is mapped and unmapped only while it is paused. ``on_notice`` is called in the device's
-        thread after the loop has called `outboard.native.poller.notify`.
+        To be called in `on_connect`. It runs in a thread of its own, compiled if it can be (``loop.best()``
+        before the first client comes: compiling takes seconds, once); the guest's memory is mapped and
+        unmapped only while it is paused. ``on_notice`` is called in the device's thread after the loop
+        has called `outboard.native.poller.notify`.
         """
         poller = Poller(loop, *arguments, name=f"{type(self).__name__}.{loop.name}")
 
