@@ -289,7 +289,7 @@ class Nvme(Device):
 
     def on_bus_master(self, enabled: bool) -> None:
         """Memory that could not be reached may be reachable now."""
-        if enabled and self.controller.pending:
+        if enabled and self.controller.enabled:
             self._schedule()
 
     def close(self) -> None:
@@ -362,6 +362,7 @@ class Nvme(Device):
         if self._gone:
             return
         progress = self.controller.process()
+        self._update_line()
         if self._gone:  # while its memory was awaited: the next client's patience begins anew
             return
         if progress is Progress.STALLED:
@@ -398,7 +399,7 @@ class Nvme(Device):
     def _map_doorbells(self, mapped: bool) -> None:
         """Offer the page of doorbells to the client, or not; and the buffers in guest memory otherwise."""
         self.plane.polled = mapped
-        self.plane.shadowable = not mapped and self._doorbells in ("auto", "shadow")
+        self.plane.offers_shadow = not mapped and self._doorbells in ("auto", "shadow")
         for workspace in self.plane.workspaces:
             workspace.record[PL_POLLED] = int(mapped)
         self.regions = (self._page.offered_in(self.regions[0], mapped), *self.regions[1:])

@@ -8,8 +8,10 @@ where the host does not get to, so the host is silent; before it sleeps it puts 
 
 from outboard.devices.nvme.datapath.completion import look_at_head
 from outboard.devices.nvme.datapath.records import (
+    BY_PYTHON,
     CQ_EVENT,
     CQ_EVENT_AT,
+    CQ_FD,
     CQ_HEAD,
     CQ_SIZE,
     CQ_STARVED,
@@ -88,10 +90,16 @@ def arm_doorbells(plane: int) -> int:
     for number in range(load64(plane + PL_CQ_COUNT)):
         cq = load64(load64(plane + PL_CQS) + number * ADDRESS)
         at = load64(cq + CQ_EVENT_AT)
-        if at != 0 and (load64(cq + CQ_STARVED) != 0 or load64(cq + CQ_UNTOLD) != 0):
+        if at != 0 and awaits_head(cq):
             store64(cq + CQ_EVENT, load64(cq + CQ_HEAD))
             store32(at, load64(cq + CQ_HEAD))
     return 0
+
+
+@jitable
+def awaits_head(cq: int) -> bool:
+    """Whether it matters that the host consumes: for room, an interrupt held back, or Python's line."""
+    return load64(cq + CQ_STARVED) != 0 or load64(cq + CQ_UNTOLD) != 0 or load64(cq + CQ_FD) == BY_PYTHON
 
 
 @jitable
@@ -120,7 +128,7 @@ def rung(plane: int) -> int:
             return 1
     for number in range(load64(plane + PL_CQ_COUNT)):
         cq = load64(load64(plane + PL_CQS) + number * ADDRESS)
-        if load64(cq + CQ_STARVED) != 0 or load64(cq + CQ_UNTOLD) != 0:
+        if awaits_head(cq):
             head = load64(cq + CQ_HEAD)
             if look_at_head(plane, cq) != head:
                 return 1

@@ -81,7 +81,7 @@ def serve(control: int, plane: int) -> int:
             arm_doorbells(plane)
             fence()
             # What the host did before it saw that it has to ring, it does not ring for.
-            if rung(plane) != 0:
+            if rung(plane) != 0 or unsubmitted(plane) > 0:
                 return MORE
             return wait if wait != NEVER else IDLE
         if worked != 0:

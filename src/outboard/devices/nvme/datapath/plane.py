@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from outboard.devices.nvme.datapath.loop import IDLE, serve
 from outboard.devices.nvme.datapath.records import (
+    BY_PYTHON,
     BY_SLOW_LANE,
     CQ_BASE,
     CQ_DELAY,
@@ -67,7 +68,7 @@ from outboard.dma import GuestMemory
 from outboard.loop import Loop
 from outboard.native.jit import available
 from outboard.native.memory import store32
-from outboard.native.poller import CONTROL, NOTICE_FD, NOTICED, Poller
+from outboard.native.poller import CONTROL, NOTICE_FD, NOTICED, STOP, Poller
 from outboard.native.translation import READ, WRITE, translate
 from outboard.native.words import Block, Record
 from outboard.storage.fast import Descriptor, Memory, Nothing, fast_of
@@ -115,7 +116,7 @@ class DataPlane:
     ) -> None:
         self.tuning = tuning
         self.polled = False
-        self.shadowable = False
+        self.offers_shadow = False
         self.shadow: tuple[int, int] | None = None
         self.pollers: list[Poller] = []
         self._memory = memory
@@ -201,6 +202,7 @@ class DataPlane:
                 loop.unwatch(poller.notices)
             poller.stop()
         self.pollers.clear()
+        self._drain()
         for workspace in self.workspaces:
             if workspace.uring is not None and loop is not None:
                 loop.unwatch(workspace.uring.fd)
@@ -212,7 +214,15 @@ class DataPlane:
         with ExitStack() as stack:
             for poller in self.pollers:
                 stack.enter_context(poller.paused())
+            self._drain()
             yield
+
+    def _drain(self) -> None:
+        """Inline: wait until nothing is in flight below. A poller does that itself before it pauses."""
+        if self.inline and self.workspaces[0].busy:
+            self._control[STOP] = 1
+            self.run()
+            self._control[STOP] = 0
 
     @contextmanager
     def _rearranged(self) -> Iterator[None]:
@@ -259,7 +269,7 @@ class DataPlane:
             groups[sq.cq.id].append(sq)
         queues: list[list[int]] = [[] for _ in self.workspaces]
         cqs: list[list[int]] = [[] for _ in self.workspaces]
-        watched: list[int] = []
+        watched: list[list[int]] = [[] for _ in self.workspaces]
         self._by_record = {sq.record.address: sq for sq in self._sqs.values()}
         for cqid, sqs in groups.items():
             cq = self._cqs[cqid]
@@ -269,22 +279,23 @@ class DataPlane:
                 queues[lane] += [sq.record.address for sq in sqs]
                 cqs[lane].append(cq.record.address)
                 self._set_interrupts(cq)
+                if cq.record[CQ_FD] == BY_PYTHON:
+                    # An interrupt line goes down when the host has consumed, which Python has to hear of.
+                    watched[lane].append(cq.record[CQ_HEAD_AT])
                 continue
             cq.record[CQ_BASE] = 0
             for sq in sqs:
                 sq.record[SQ_BASE] = 0
             if self.polled:
-                watched += [sq.doorbell for sq in sqs] + [cq.doorbell]
+                watched[0] += [sq.doorbell for sq in sqs] + [cq.doorbell]
         for number, workspace in enumerate(self.workspaces):
-            workspace.give_queues(queues[number], cqs[number], watched if number == 0 else ())
+            workspace.give_queues(queues[number], cqs[number], watched[number])
             self._sort_returning(workspace)
 
     def vector_changed(self, number: int) -> None:
         """The vector has another descriptor or mask; when this returns the old one is no longer used."""
         with self.paused():
-            for cq in self._cqs.values():
-                if cq.vector == number:
-                    self._set_interrupts(cq)
+            self.place()
 
     def wake(self, qid: int) -> None:
         """The host rang for the submission queues of completion queue ``qid``."""
@@ -372,8 +383,19 @@ class DataPlane:
     @staticmethod
     def take_signal(cq: CompletionQueue) -> bool:
         """Whether a loop wants the host to be interrupted for ``cq`` by Python, since the last time."""
-        wanted, cq.record[CQ_SIGNAL] = cq.record[CQ_SIGNAL], 0
-        return bool(wanted)
+        if not cq.record[CQ_SIGNAL]:
+            return False
+        # Taken back before the host is interrupted: what the loop says from now on is said once more.
+        cq.record[CQ_SIGNAL] = 0
+        return True
+
+    @property
+    def shadowable(self) -> bool:
+        """Whether doorbells may be in guest memory: offered, and memory is there to be reached by address.
+
+        Where the admin queue lies, the rest of the host's memory will be like it.
+        """
+        return self.offers_shadow and 0 in self._cqs and self._address(self._cqs[0].address, 0, WRITE) != 0
 
     def set_shadow(self, tails_and_heads: int, events: int) -> bool:
         """The host's doorbell buffers: their IOVAs. False if they cannot be reached by address."""

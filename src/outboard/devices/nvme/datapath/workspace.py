@@ -92,7 +92,7 @@ class Workspace:
     def __init__(self, queues: int, mdts: int, table: int, *, files: bool) -> None:
         self.record = Block(PL_RECORD)
         self._queues, self._cqs = Block(queues * WORD), Block(queues * WORD)
-        self._watched = Block((queues + 1) * WATCH_RECORD)
+        self._watched = Block(2 * (queues + 1) * WATCH_RECORD)
         self._operations = Block(BATCH * OP_RECORD)
         segments = mdts // PAGE + 1
         self._segments = Block(BATCH * segments * SEGMENT)
