@@ -60,6 +60,7 @@ class Setting:
     threshold: int = 0
     delay: int = 0
     grace: int = 500_000
+    spin: int = 0
     inline: bool = False
 
 
@@ -72,11 +73,12 @@ def need_event(event: int, new: int, old: int) -> bool:
 class Machine:
     """Both sides. ``batches`` are the commands the host submits at a time, ``schedule`` its steps, over and
     over: 0 none, 1 the submitter's, 2 the interrupt handler's, 3 one of each; 4 has the host look for
-    completions without an interrupt."""
+    completions without an interrupt. Before it begins, ``delay`` turns pass."""
 
     setting: Setting
     batches: list[int]
     schedule: list[int]
+    delay: int = 0
     interrupts: int = 0
     spurious: int = 0
     rings: int = 0
@@ -110,7 +112,7 @@ class Machine:
         self.plane = workspace.address
         workspace.record[PL_INLINE] = int(setting.inline)
         workspace.record[PL_POLLED] = int(setting.doorbells == "mmap")
-        workspace.record[PL_SPIN], workspace.record[PL_GRACE] = 20 * TICK, setting.grace
+        workspace.record[PL_SPIN], workspace.record[PL_GRACE] = setting.spin, setting.grace
         workspace.record[PL_NAP], workspace.record[PL_LONGEST_NAP] = 50_000, 200_000
         self.control = Block(512)
         self._submitter, self._handler = self._submit(), self._handle()
@@ -190,6 +192,8 @@ class Machine:
     _head_seen = 0
 
     def _tokens(self) -> Iterator[int]:
+        for _ in range(self.delay):
+            yield 0
         while True:
             yield from self.schedule
 

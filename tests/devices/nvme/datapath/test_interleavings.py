@@ -17,6 +17,7 @@ shapes = st.builds(
     threshold=st.sampled_from([0, 1, 2, 4, 200]),
     delay=st.sampled_from([0, 10_000, 100_000, 25_500_000]),
     grace=st.sampled_from([0, 1_000, 500_000]),
+    spin=st.sampled_from([0, 0, 6_000]),
 )
 inline = st.builds(
     Setting,
@@ -33,8 +34,8 @@ schedules = st.lists(st.integers(0, 4), min_size=1, max_size=60)
 
 
 @contextmanager
-def played(setting: Setting, batches: list[int], schedule: list[int]) -> Iterator[Machine]:
-    machine = Machine(setting, batches, schedule)
+def played(setting: Setting, batches: list[int], schedule: list[int], delay: int = 0) -> Iterator[Machine]:
+    machine = Machine(setting, batches, schedule, delay)
     try:
         with pytest.MonkeyPatch.context() as patch:
             machine.run(patch)
@@ -44,20 +45,40 @@ def played(setting: Setting, batches: list[int], schedule: list[int]) -> Iterato
 
 
 @pytest.mark.point("A05", "Q12", "Q17")
-@settings(max_examples=150)
-@given(shapes, batches, schedules)
-@example(Setting(), [1], [0, 1, 1, 1])
-@example(Setting(cq_entries=2), [12, 12], [1, 2])
+@settings(max_examples=80)
+@given(shapes, batches, schedules, st.integers(0, 100))
+@example(Setting(), [1], [0, 1, 1, 1], 0)
+@example(Setting(cq_entries=2), [12, 12], [1, 2], 0)
 def test_a_poller_loses_no_command_and_no_interrupt(
-    setting: Setting, batches: list[int], schedule: list[int]
+    setting: Setting, batches: list[int], schedule: list[int], delay: int
 ) -> None:
     """When neither side can go on by itself, every command was completed, and every completion consumed."""
-    with played(setting, batches, schedule) as machine:
+    with played(setting, batches, schedule, delay) as machine:
         assert machine.consumed == machine.sent
 
 
+@pytest.mark.point("A05")
+@pytest.mark.parametrize("inline", [False, True], ids=["poller", "device's thread"])
+@pytest.mark.parametrize("schedule", [[1], [3], [1, 0, 0, 2], [2, 1, 1]], ids=str)
+def test_a_command_may_come_at_any_moment_of_going_to_sleep(inline: bool, schedule: list[int]) -> None:
+    for delay in range(12 if inline else 40):
+        setting = Setting(inline=inline, grace=0 if inline else 500_000)
+        with played(setting, [1], schedule, delay) as machine:
+            assert machine.consumed == 1, f"it came after {delay} turns"
+
+
+@pytest.mark.point("Q12")
+@pytest.mark.parametrize("doorbells", ["shadow", "trapped"])
+@pytest.mark.parametrize("schedule", [[2], [0, 2], [0, 0, 0, 0, 2], [3, 0, 0]], ids=str)
+def test_room_may_come_at_any_moment_of_going_to_sleep(doorbells: str, schedule: list[int]) -> None:
+    setting = Setting(doorbells=doorbells, entries=8, cq_entries=2)
+    for delay in range(30):
+        with played(setting, [3], [1] * 8 + [0] * delay + schedule * 8) as machine:
+            assert machine.consumed == 3, f"it came after {delay} turns"
+
+
 @pytest.mark.point("A05", "Q12", "Q17")
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(inline, batches, schedules)
 @example(Setting(inline=True, grace=0), [1, 1], [0, 0, 0, 1])
 def test_the_loop_in_the_devices_thread_loses_nothing_either(
