@@ -1,7 +1,11 @@
 """`outboard doctor` on machines that lack something."""
 
 import subprocess
+from pathlib import Path
 
+import pytest
+
+from outboard.cli import doctor
 from tests.cli.conftest import PROGRAM, Outboard
 
 
@@ -29,3 +33,18 @@ def test_a_qemu_that_is_none_is_told(outboard: Outboard) -> None:
     found = outboard("doctor", OUTBOARD_QEMU="/bin/true")
     assert found.returncode == 1
     assert "unset OUTBOARD_QEMU" in found.stdout
+
+
+@pytest.mark.parametrize(
+    ("setting", "mended"),
+    [("always [madvise] never", False), ("always madvise [never]", True), (None, False)],
+)
+def test_huge_pages_that_are_never_given_are_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, setting: str | None, mended: bool
+) -> None:
+    monkeypatch.setattr(doctor, "HUGE_PAGES", tmp_path / "enabled")
+    if setting is not None:
+        (tmp_path / "enabled").write_text(setting)
+    finding = doctor.huge_pages()
+    assert bool(finding.mend) == mended
+    assert finding.optional or not mended

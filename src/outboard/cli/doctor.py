@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import platform
+import re
 import resource
 import shutil
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
+from outboard.native import uring
 from outboard.testing.guest import cache_folder
 from outboard.testing.guest.command_line import accelerator
 from outboard.testing.guest.qemu import PROGRAM, QEMU_VARIABLE, probe
@@ -24,6 +26,7 @@ DESCRIPTORS = 1024
 SHARED_MEMORY = 512 << 20
 CACHE_SPACE = 1 << 30
 MIB = 1 << 20
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +80,7 @@ def system() -> Finding:
 
 
 def numba() -> Finding:
-    """The compiler of the coming fast data path."""
+    """The compiler of the data plane."""
     there = importlib.util.find_spec("numba") is not None
     return Finding(
         "numba",
@@ -85,6 +88,23 @@ def numba() -> Finding:
         "" if there else "pip install 'outboard[fast]'",
         True,
     )
+
+
+def file_rings() -> Finding:
+    """io_uring: files without a thread for each command."""
+    why = uring.available()
+    return Finding("io_uring", "files are served by threads" if why else "works", why, optional=True)
+
+
+def huge_pages() -> Finding:
+    """Transparent huge pages: RAM disks gain a fifth by them."""
+    try:
+        allowed = re.findall(r"\[(\w+)\]", HUGE_PAGES.read_text())
+    except OSError:
+        return Finding("huge pages", "not in this kernel; RAM disks do without")
+    if allowed == ["never"]:
+        return Finding("huge pages", "never: RAM disks are slower", f"echo madvise > {HUGE_PAGES}", True)
+    return Finding("huge pages", f"{' '.join(allowed)}: RAM disks have them")
 
 
 def system_qemu() -> Finding:
@@ -176,6 +196,8 @@ CHECKS: tuple[Callable[[], Finding], ...] = (
     python,
     system,
     numba,
+    file_rings,
+    huge_pages,
     system_qemu,
     fetching,
     cache,
