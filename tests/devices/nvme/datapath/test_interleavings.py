@@ -69,10 +69,10 @@ def test_a_command_may_come_at_any_moment_of_going_to_sleep(inline: bool, schedu
 
 @pytest.mark.point("Q12")
 @pytest.mark.parametrize("doorbells", ["shadow", "trapped"])
-@pytest.mark.parametrize("schedule", [[2], [0, 2], [0, 0, 0, 0, 2], [3, 0, 0]], ids=str)
+@pytest.mark.parametrize("schedule", [[2], [0, 2], [0, 0, 0, 0, 2]], ids=str)
 def test_room_may_come_at_any_moment_of_going_to_sleep(doorbells: str, schedule: list[int]) -> None:
     setting = Setting(doorbells=doorbells, entries=8, cq_entries=2)
-    for delay in range(30):
+    for delay in range(12):
         with played(setting, [3], [1] * 8 + [0] * delay + schedule * 8) as machine:
             assert machine.consumed == 3, f"it came after {delay} turns"
 
