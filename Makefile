@@ -5,11 +5,12 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 LOCK   := requirements/dev.txt
 READY  := $(VENV)/.ready
+MEASURED := docs/reference/measured
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3.11)
 UV     := $(shell command -v uv)
 
 .DEFAULT_GOAL := help
-.PHONY: demo test check bench docs soak lock format clean help
+.PHONY: demo test check bench tables docs soak lock format clean help
 
 demo: $(READY)  ## boot a Linux guest whose NVMe disk is served by outboard, and let it prove the disk
 	$(BIN)/outboard demo
@@ -26,8 +27,14 @@ check: $(READY)  ## formatting, lint, types, floors of the house, house rules, d
 	$(BIN)/python -m tools.points --check
 	$(MAKE) --no-print-directory docs
 
-bench: $(READY)  ## run every benchmark, one table each
-	@for file in bench/[a-z]*.py; do echo "== $$file" && $(BIN)/python $$file || exit 1; done
+bench: $(READY)  ## run every benchmark in its quick form, one table each
+	@for file in bench/[a-z]*.py; do \
+		echo "== $$file" && $(BIN)/python $$file $$(grep -o -m1 -e '"--quick"' $$file | tr -d '"') || exit 1; done
+
+tables: $(READY)  ## measure at length, on a quiet machine, what the documentation shows
+	$(BIN)/python bench/data_plane.py --markdown --svg docs/_static/data_plane.svg > $(MEASURED)/data_plane.md
+	$(BIN)/python bench/growth.py --markdown > $(MEASURED)/growth.md
+	$(BIN)/python bench/startup.py --markdown > $(MEASURED)/startup.md
 
 docs: $(READY)  ## build the documentation into docs/_build/html; a warning is an error
 	$(BIN)/sphinx-build -W --keep-going -q -d docs/_build/doctrees docs docs/_build/html

@@ -9,8 +9,8 @@ them, in the same rounds, the bounds of the machine:
 * file, in the page cache: fio with io_uring on the same file, rw, size and depth, on one processor.
 
 Medians over the runs are printed, and the best run; the ratio is the median of each run's ratio to the bound
-of its own round. Run: `python bench/data_plane.py`, `--quick` for a look, `--cells 'ram*' null-randread-4k-1`
-for some.
+of its own round. The file lies where TMPDIR says. Run: `python bench/data_plane.py`, `--quick` for a look,
+`--cells 'ram*' null-randread-4k-1` for some.
 """
 
 import argparse
@@ -75,13 +75,12 @@ class Cell:
 
 
 def all_cells() -> Iterator[Cell]:
-    """The table's rows."""
+    """The table's rows. Writes to a file come last: the kernel writes behind for a while."""
     for back_end in BACK_ENDS:
-        for rw in ("randread", "randwrite"):
-            for depth in DEPTHS:
-                yield Cell(back_end, rw, SMALL, depth)
+        yield from (Cell(back_end, "randread", SMALL, depth) for depth in DEPTHS)
         if back_end != "null":
             yield Cell(back_end, "randread", LARGE, 32)
+        yield from (Cell(back_end, "randwrite", SMALL, depth) for depth in DEPTHS)
 
 
 class Machine:

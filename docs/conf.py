@@ -20,7 +20,8 @@ extensions = [
     "commands",
     "points_table",
 ]
-exclude_patterns = ["_build"]
+# Tables that a page includes.
+exclude_patterns = ["_build", "reference/measured"]
 default_role = "py:obj"
 # Two rooms may have a class of the same name; a link then goes to one of them.
 suppress_warnings = ["ref.python"]

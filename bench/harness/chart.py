@@ -63,6 +63,16 @@ def ticks(limit: float) -> list[float]:
         power *= 10
 
 
+def short(value: float) -> str:
+    """A round number without the zeros behind its point.
+
+    >>> short(0.0), short(500_000.0), short(2_500_000.0)
+    ('0', '500 k', '2.5 M')
+    """
+    digits, _, unit = number(value).partition(" ")
+    return f"{float(digits):g} {unit}".rstrip()
+
+
 def svg(title: str, panels: Sequence[Panel], legend: str) -> str:
     """The picture. ``legend`` is a sentence below it."""
     height = sum(panel.height for panel in panels) + 28
@@ -94,7 +104,7 @@ def draw(panel: Panel, top: int) -> Iterator[str]:
     for tick in ticks(panel.limit):
         x = LABELS + tick * scale
         yield f'<path d="M{x:.1f} {first}V{bottom}" stroke="{FAINT}"/>'
-        yield text(x, bottom + 15, number(tick) if tick else "0", anchor="middle")
+        yield text(x, bottom + 15, short(tick), anchor="middle")
     for row, bar in enumerate(panel.bars):
         y = first + row * ROW + (ROW - THICK) // 2
         yield text(LABELS - 8, y + 11, bar.label, anchor="end")
