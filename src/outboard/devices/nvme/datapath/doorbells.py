@@ -24,6 +24,7 @@ from outboard.devices.nvme.datapath.records import (
     PL_WATCH_COUNT,
     PL_WATCHED,
     SQ_BAD,
+    SQ_CQ,
     SQ_EVENT,
     SQ_EVENT_AT,
     SQ_HEAD,
@@ -40,8 +41,8 @@ from outboard.native.memory import load32, load64, load_acquire32, store32, stor
 ADDRESS = 8
 """The size of an entry of the lists of records."""
 
-NEAR = 4
-"""The event index is moved on when the host is within a quarter of the ring before it."""
+AWAY_OF, AWAY = 4, 3
+"""The event index is moved on when the host is less than three quarters of the ring before it."""
 
 
 @jitable
@@ -58,6 +59,8 @@ def look_at_tail(plane: int, sq: int) -> int:
             store64(sq + SQ_BAD, -1)
             if load64(sq + SQ_EVENT_AT) != 0:
                 silence(sq + SQ_EVENT, load64(sq + SQ_EVENT_AT), given, load64(sq + SQ_SIZE))
+                # The head is in the same cache line; unwatched, it would ring once around the ring.
+                silence_head(plane, load64(sq + SQ_CQ))
     return 1 if load64(sq + SQ_TAIL) != load64(sq + SQ_HEAD) else 0
 
 
@@ -71,10 +74,19 @@ def silence(event: int, at: int, index: int, size: int) -> int:
     ahead = load64(event) - index
     if ahead < 0:
         ahead += size
-    if load64(event) < 0 or ahead * NEAR < size:
+    if load64(event) < 0 or ahead * AWAY_OF < size * AWAY:
         behind = (size if index == 0 else index) - 1
         store64(event, behind)
         store32(at, behind)
+    return 0
+
+
+@jitable
+def silence_head(plane: int, cq: int) -> int:
+    """As `silence`, for the completion queue ``cq``."""
+    at = load64(cq + CQ_EVENT_AT)
+    if at != 0:
+        silence(cq + CQ_EVENT, at, look_at_head(plane, cq), load64(cq + CQ_SIZE))
     return 0
 
 
@@ -111,10 +123,7 @@ def silence_doorbells(plane: int) -> int:
         if at != 0:
             silence(sq + SQ_EVENT, at, load64(sq + SQ_TAIL), load64(sq + SQ_SIZE))
     for number in range(load64(plane + PL_CQ_COUNT)):
-        cq = load64(load64(plane + PL_CQS) + number * ADDRESS)
-        at = load64(cq + CQ_EVENT_AT)
-        if at != 0:
-            silence(cq + CQ_EVENT, at, load64(cq + CQ_HEAD), load64(cq + CQ_SIZE))
+        silence_head(plane, load64(load64(plane + PL_CQS) + number * ADDRESS))
     return 0
 
 

@@ -3,7 +3,7 @@
 `serve` is what a `outboard.native.poller.Poller` runs. It never waits for storage, nor for Python. With
 nothing to do it spins for a while, then sleeps until a doorbell message, a completion from below or from
 Python, or the end of a held-back interrupt. Where nobody rings (the host has mapped the doorbells) it naps,
-longer each time. The spin adapts: it grows when sleeping would have been too early, and shrinks when not.
+longer each time. The spin adapts: it is as long as may be while commands come often, and shrinks when not.
 """
 
 from outboard.devices.nvme.datapath.completion import NEVER, tell
@@ -57,6 +57,9 @@ LOOKS = 64
 """Looks at the doorbells between two looks at the clock."""
 
 SHORTEST_SPIN = 1_000
+SHORT_SLEEP = 1_000_000
+"""Nanoseconds. A shorter sleep was a mistake, or nearly: to be woken takes a tenth of that, and more."""
+
 POLITE = 5_000
 """Nanoseconds of spinning after which others on this processor are let through."""
 
@@ -110,8 +113,8 @@ def serve(control: int, plane: int) -> int:
         if load64(plane + PL_POLLED) != 0:
             # A look after each nap is enough, until there is work again.
             nap = min(2 * nap, load64(plane + PL_LONGEST_NAP))
-        elif slept < longest_spin:
-            spin = min(2 * spin, longest_spin)
+        elif slept < SHORT_SLEEP:
+            spin = longest_spin
         else:
             spin = max(spin // 2, SHORTEST_SPIN)
     return finish(control, plane)

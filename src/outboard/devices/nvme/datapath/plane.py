@@ -89,7 +89,7 @@ class Tuning:
 
     pollers: int = 0
     native: bool | None = None
-    spin: int = 50
+    spin: int = 100
     nap: int = 50
     longest_nap: int = 2_000
     grace: int = 500
