@@ -10,7 +10,7 @@ import pytest
 from outboard.devices.nvme import Namespace, Nvme
 from outboard.devices.nvme.command import Command
 from outboard.devices.nvme.datapath.plane import Tuning
-from outboard.devices.nvme.datapath.records import IN_FLIGHT, PL_URING, PL_VECTOR
+from outboard.devices.nvme.datapath.records import IN_FLIGHT, PL_FREE, PL_URING, PL_VECTOR
 from outboard.devices.nvme.spec import FeatureId, IoOpcode
 from outboard.devices.nvme.status import Status
 from outboard.errors import SetupError
@@ -298,3 +298,44 @@ def test_requests_the_kernel_could_not_take_at_once_are_handed_over_again(
     monkeypatch.setattr(uring, "system_call", short_of_memory)
     assert ended(pair.execute(driver.rw(IoOpcode.READ, 0, 1, driver.data, 512))) == Status.SUCCESS
     assert refused == []
+
+
+def test_commands_wait_while_every_slot_is_taken(make_file_bench: MakeFileBench) -> None:
+    bench = make_file_bench()
+    driver = bench.driver.enable()
+    pair = driver.create_queue_pair(1)
+    record = bench.device.plane.workspaces[0].record
+    free, record[PL_FREE] = record[PL_FREE], 0
+    cid = pair.submit(driver.rw(IoOpcode.READ, 0, 1, driver.data, 512))
+    pair.ring()
+    bench.step()
+    assert pair.poll() == []
+    record[PL_FREE] = free
+    pair.ring()
+    assert ended(pair.wait(cid)) == Status.SUCCESS
+
+
+def test_a_poller_tries_again_what_the_kernel_could_not_take(
+    make_file_bench: MakeFileBench, monkeypatch: pytest.MonkeyPatch, lane: str
+) -> None:
+    if lane == "native":
+        pytest.skip("the kernel is stood in for in Python")
+    bench = make_file_bench(pollers=1)
+    driver = bench.driver.enable()
+    pair = driver.create_queue_pair(1)
+    call, refused = uring.system_call, [errno.EAGAIN] * 300
+
+    def short_of_memory(number: int, *arguments: int) -> int:
+        if refused and arguments[1] and number == uring.SYS_IO_URING_ENTER:
+            return -refused.pop()
+        return call(number, *arguments)
+
+    monkeypatch.setattr(uring, "system_call", short_of_memory)
+    assert ended(pair.execute(driver.rw(IoOpcode.READ, 0, 1, driver.data, 512))) == Status.SUCCESS
+    assert refused == []
+    refused += [errno.EAGAIN] * 100
+    pair.submit(driver.rw(IoOpcode.READ, 0, 1, driver.data, 512))
+    pair.ring()
+    bench.until(lambda: bench.device.plane.workspaces[0].busy)
+    driver.disable()
+    assert not bench.device.plane.workspaces[0].busy

@@ -1,4 +1,4 @@
-"""Whatever a guest does: named statuses, and no access outside of what it has mapped (guard pages prove it)."""
+"""Whatever a guest does: named statuses, and no access beyond its maps, which guard pages would notice."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Queues served by pollers, in threads of their own: mapped, shadowed and trapped doorbells, comings and goings."""
+"""Queues served by pollers, in threads of their own, with every kind of doorbells."""
 
 import os
 import struct
