@@ -34,7 +34,7 @@ from harness.fio import available as fio_available
 from harness.fio import fio_iops
 from harness.report import Table, number, size_name, three_digits
 from harness.ring import ring_iops, round_trip_ns
-from harness.servers import bench, fill, serving
+from harness.servers import bench, end_servers_when_killed, fill, serving
 from outboard.native.jit import available
 
 FILE_SIZE = 256 << 20
@@ -284,6 +284,7 @@ def main() -> None:
         print("without Numba there is no compiled data plane to measure: pip install 'outboard[fast]'")
         return
 
+    end_servers_when_killed()
     about = measure(cells, options)
     table = table_of(cells)
     print(f"{table.markdown()}\n\n{notes(about)}" if options.markdown else f"{table.text()}\n{notes(about)}")

@@ -27,7 +27,7 @@ from pathlib import Path
 
 from harness.cores import DRIVER_CORE, StolenTime, in_threads
 from harness.report import Table, number
-from harness.servers import bench, fill, result_of, serving, start_bench
+from harness.servers import bench, end_servers_when_killed, fill, result_of, serving, start_bench
 from outboard.client import Client
 from outboard.drivers.nvme_measure import Doorbells, Measurement, Workload, measuring
 from outboard.native.jit import available
@@ -37,7 +37,7 @@ NAMESPACES = (1, 8, 64)
 MAPS = (1, 100, 1_000, 10_000)
 DEVICES = (1, 2, 4)
 QUICK_MOST = 1_000
-"""To map 10,000 takes half a minute."""
+"""To map 10,000 takes half a minute: not for a look, which takes the first and the last of each."""
 PAGE = 4096
 LOW, HIGH = 0x10_0000, 1 << 40
 """Where the maps are that nobody uses: below and above the driver's memory."""
@@ -184,17 +184,18 @@ GROWTH: dict[str, tuple[tuple[int, ...], Measure]] = {
 Found = dict[tuple[str, int, str], dict[str, float]]
 
 
-def measure(axes: list[str], seconds: float, runs: int, most: int) -> Found:
-    """The medians of all runs, by what grows, how many there are (up to ``most``), and the back end."""
+def measure(axes: list[str], seconds: float, runs: int, *, quick: bool) -> Found:
+    """The medians of all runs, by what grows, how many there are, and the back end."""
     every: dict[tuple[str, int, str], list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory(prefix="outboard-bench-") as folder:
         for _ in range(runs):
             for axis in axes:
                 counts, act = GROWTH[axis]
+                if quick:
+                    counts = (counts[0], [count for count in counts if count <= QUICK_MOST][-1])
                 for count, back_end in product(counts, BACK_ENDS):
-                    if count <= most:
-                        found = act(Path(folder), back_end, count, seconds)
-                        every.setdefault((axis, count, back_end), []).append(found)
+                    found = act(Path(folder), back_end, count, seconds)
+                    every.setdefault((axis, count, back_end), []).append(found)
     return {
         key: {name: statistics.median(found[name] for found in runs_found) for name in runs_found[0]}
         for key, runs_found in every.items()
@@ -233,12 +234,13 @@ def main() -> None:
     if not available():
         print("without Numba there is no compiled data plane to measure: pip install 'outboard[fast]'")
         return
+    end_servers_when_killed()
     stolen = StolenTime()
     found = measure(
         options.only,
         options.seconds or (0.5 if options.quick else 3.0),
         options.runs or (1 if options.quick else 5),
-        QUICK_MOST if options.quick else max(MAPS),
+        quick=options.quick,
     )
     if options.json:
         print(json.dumps({f"{axis} {count} {end}": values for (axis, count, end), values in found.items()}))

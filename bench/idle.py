@@ -21,6 +21,7 @@ from pathlib import Path
 from outboard.client import Client
 from outboard.client.qemu import QemuClient
 from outboard.drivers.nvme import NvmeDriver
+from outboard.errors import SetupError
 from outboard.native.memory import load32, load_acquire32, store32, store_release32
 from outboard.testing.guest import Guest
 
@@ -138,11 +139,19 @@ def main() -> None:
     arguments.add_argument("--serve", default="", help="more options of `outboard nvme`")
     arguments.add_argument("--no-guest", action="store_true", help="wake-ups only")
     arguments.add_argument("--json", action="store_true", help="one JSON object instead of tables")
+    arguments.add_argument("--quick", action="store_true", help="5 seconds, 50 tries: a look")
     options = arguments.parse_args()
+    if options.quick:
+        options.seconds, options.tries = 5, 50
     more = options.serve.split()
 
     wakes = {kind: sorted(wake_times(kind, options.tries, more)) for kind in ("shadow", "trapped")}
-    shares = {} if options.no_guest else idle_shares(options.seconds, more)
+    shares = {}
+    if not options.no_guest:
+        try:
+            shares = idle_shares(options.seconds, more)
+        except SetupError as missing:
+            print(f"no guest: {missing}", file=sys.stderr)
     if options.json:
         medians = {kind: round(statistics.median(times), 1) for kind, times in wakes.items()}
         print(json.dumps({"idle_share": shares, "wake_us": medians}))

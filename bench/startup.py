@@ -8,9 +8,7 @@ Run: `python bench/startup.py`.
 
 import argparse
 import json
-import socket as sockets
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -19,25 +17,8 @@ from pathlib import Path
 
 from harness.cores import DEVICE_CORE, StolenTime
 from harness.report import Table
-from harness.servers import PATIENCE, bench, end, start
+from harness.servers import bench, end, end_servers_when_killed, start, wait_until_listening
 from outboard.native.jit import available
-
-LOOK = 0.002
-"""Seconds between two attempts to connect."""
-
-
-def wait_until_listening(path: Path, server: "subprocess.Popen[str]") -> None:
-    """Return when somebody accepts a connection. Raises RuntimeError if the server ends instead."""
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline and server.poll() is None:
-        with sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM) as connection:
-            try:
-                connection.connect(str(path))
-            except OSError:
-                time.sleep(LOOK)
-            else:
-                return
-    raise RuntimeError("outboard nvme does not listen")
 
 
 def resident_mib(process: int) -> float:
@@ -97,6 +78,7 @@ def main() -> None:
     if not available():
         print("without Numba there is no compiled data plane to start: pip install 'outboard[fast]'")
         return
+    end_servers_when_killed()
     stolen = StolenTime()
     found = measure(options.runs or (1 if options.quick else 5))
     if options.json:

@@ -2,15 +2,17 @@
 
 import json
 import os
+import signal
+import socket as sockets
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from harness.cores import DEVICE_CORE, DRIVER_CORE, run_on
-from outboard.client import Client
 
 OUTBOARD = [sys.executable, "-c", "from outboard.cli import main; main()"]
 LARGEST = 128 << 10
@@ -18,6 +20,15 @@ LARGEST = 128 << 10
 
 PATIENCE = 120.0
 """Seconds for a server to listen: the first time it compiles its data plane. And for a client to end."""
+
+
+LOOK = 0.002
+"""Seconds between two attempts to connect."""
+
+
+def end_servers_when_killed() -> None:
+    """From now on a plain kill ends a program as Ctrl-C does: with the servers it started."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def start(
@@ -43,10 +54,24 @@ def serving(socket: Path, *namespaces: str, more: tuple[str, ...] = ()) -> Itera
         arguments += ["--namespace", namespace]
     process = start(*arguments, core=DEVICE_CORE)
     try:
-        Client(socket, patience=PATIENCE).close()
+        wait_until_listening(socket, process)
         yield process.pid
     finally:
         end(process)
+
+
+def wait_until_listening(path: Path, server: "subprocess.Popen[str]") -> None:
+    """Return when somebody accepts a connection. Raises RuntimeError if the server ends instead."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline and server.poll() is None:
+        with sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM) as connection:
+            try:
+                connection.connect(str(path))
+            except OSError:
+                time.sleep(LOOK)
+            else:
+                return
+    raise RuntimeError(f"outboard nvme does not listen on {path}")
 
 
 def end(process: "subprocess.Popen[str]") -> None:
