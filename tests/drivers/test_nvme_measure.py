@@ -8,7 +8,7 @@ import pytest
 
 from outboard.client import Client
 from outboard.devices.nvme import Nvme
-from outboard.devices.nvme.datapath.plane import Tuning
+from outboard.devices.nvme.datapath.tuning import Tuning
 from outboard.drivers.nvme_measure import PATTERNS, Doorbells, Result, Workload, measurement, measuring
 from outboard.errors import ConnectionLost, PeerTimeout, RemoteProtocolError, SetupError
 from outboard.server import Server

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from outboard.devices.nvme import Namespace, Nvme
-from outboard.devices.nvme.datapath.plane import Tuning
+from outboard.devices.nvme.datapath.tuning import Tuning
 from outboard.native.jit import available
 from outboard.storage import RamStorage, Storage
 from tests.devices.nvme.bench import Bench

@@ -9,8 +9,9 @@ import pytest
 
 from outboard.devices.nvme import Namespace, workers
 from outboard.devices.nvme.command import Command
-from outboard.devices.nvme.datapath.plane import DataPlane, Tuning
+from outboard.devices.nvme.datapath.plane import DataPlane
 from outboard.devices.nvme.datapath.records import BY_PYTHON
+from outboard.devices.nvme.datapath.tuning import Tuning
 from outboard.devices.nvme.io import IO_COMMANDS
 from outboard.devices.nvme.spec import BROADCAST, IoOpcode
 from outboard.devices.nvme.state import Identity, Limits, State

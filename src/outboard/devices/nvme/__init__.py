@@ -13,7 +13,7 @@ From the registers down: `function` (PCI, registers, interrupts), `controller` (
 `command`, `layouts`. `datapath` is the compiled part: it serves the I/O queues.
 """
 
-from outboard.devices.nvme.datapath.plane import Tuning
+from outboard.devices.nvme.datapath.tuning import Tuning
 from outboard.devices.nvme.function import Doorbells, Nvme
 from outboard.devices.nvme.namespace import Namespace
 

@@ -15,8 +15,9 @@ from typing import Literal, get_args
 
 from outboard.device import Device
 from outboard.devices.nvme.controller import Controller, Progress
-from outboard.devices.nvme.datapath.plane import DataPlane, Tuning
+from outboard.devices.nvme.datapath.plane import DataPlane
 from outboard.devices.nvme.datapath.records import BY_PYTHON, PL_POLLED
+from outboard.devices.nvme.datapath.tuning import Tuning
 from outboard.devices.nvme.doorbell_page import DoorbellPage
 from outboard.devices.nvme.events import NAMESPACE_CHANGED
 from outboard.devices.nvme.namespace import Namespace

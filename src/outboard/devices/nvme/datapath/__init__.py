@@ -9,6 +9,8 @@
 `execute`       the fast lane, and the way to the slow one and back
 `files`         file namespaces, by io_uring
 `completion`    completions and interrupts
+`workspace`     the memory of one poller, `spaces` what it knows of a namespace
+`tuning`        `Tuning`: how pollers wait
 `plane`         `DataPlane`: all of it as Python sees it
 ==============  =====================================================================================
 """

@@ -10,12 +10,10 @@ Without pollers the same loop runs in the device's own thread, after each doorbe
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 
 from outboard.devices.nvme.datapath.loop import IDLE, serve
 from outboard.devices.nvme.datapath.records import (
     BY_PYTHON,
-    BY_SLOW_LANE,
     CQ_BASE,
     CQ_DELAY,
     CQ_EVENT,
@@ -28,18 +26,8 @@ from outboard.devices.nvme.datapath.records import (
     CQ_STARVED,
     CQ_THRESHOLD,
     CQ_UNTOLD,
-    FILE,
-    MEMORY,
     NO_INTERRUPT,
-    NOTHING,
-    NS_ADDRESS,
-    NS_ALIGNMENT,
-    NS_BLOCKS,
-    NS_DURABLE,
-    NS_FD,
-    NS_KIND,
     NS_RECORD,
-    NS_SHIFT,
     PL_BAD,
     PL_BURST,
     PL_GRACE,
@@ -59,6 +47,8 @@ from outboard.devices.nvme.datapath.records import (
     SQ_TAIL,
     SQ_TAIL_AT,
 )
+from outboard.devices.nvme.datapath.spaces import describe
+from outboard.devices.nvme.datapath.tuning import Tuning
 from outboard.devices.nvme.datapath.workspace import Workspace
 from outboard.devices.nvme.features import Features
 from outboard.devices.nvme.namespace import Namespace
@@ -71,28 +61,10 @@ from outboard.native.memory import store32
 from outboard.native.poller import CONTROL, NOTICE_FD, NOTICED, STOP, Poller
 from outboard.native.translation import READ, WRITE, translate
 from outboard.native.words import Block, Record
-from outboard.storage.fast import Descriptor, Memory, Nothing, fast_of
+from outboard.storage.fast import Descriptor, fast_of
 
 MICROSECOND = 1_000
 DOORBELL = 4
-
-
-@dataclass(frozen=True)
-class Tuning:
-    """How the pollers wait; all times are microseconds.
-
-    ``pollers``: threads, over which the queues are spread; 0: none. ``native``: compiled or not (None: if
-    possible). ``spin``: how long a poller looks for more before it sleeps, at most. ``nap`` and
-    ``longest_nap``: the sleeps between looks at doorbells that the host has mapped. ``grace``: how long a
-    host that was interrupted may take before it is interrupted again.
-    """
-
-    pollers: int = 0
-    native: bool | None = None
-    spin: int = 100
-    nap: int = 50
-    longest_nap: int = 2_000
-    grace: int = 500
 
 
 class DataPlane:
@@ -254,8 +226,11 @@ class DataPlane:
         """Take over what features and namespaces say now."""
         assert self._features is not None
         with self.paused():
+            durable = not self._features.write_cache
+            files = all(workspace.uring for workspace in self.workspaces)
             for nsid, space in self._spaces.items():
-                self._describe(Record(self._namespaces, (nsid - 1) * NS_RECORD), space)
+                record = Record(self._namespaces, (nsid - 1) * NS_RECORD)
+                describe(record, space, durable=durable, files=files)
             for workspace in self.workspaces:
                 workspace.record[PL_BURST] = self._features.burst
                 workspace.record[PL_POLLED] = int(self.polled)
@@ -484,25 +459,6 @@ class DataPlane:
         threshold, delay = features.coalescing
         coalesced = cq.id != 0 and delay > 0 and features.coalesced(cq.vector)
         cq.record[CQ_THRESHOLD], cq.record[CQ_DELAY] = (threshold, delay) if coalesced else (0, 0)
-
-    def _describe(self, record: Record, space: Namespace) -> None:
-        """Fill in the record of a namespace."""
-        assert self._features is not None
-        record[NS_SHIFT], record[NS_BLOCKS] = space.block_size.bit_length() - 1, space.blocks
-        record[NS_ADDRESS], record[NS_ALIGNMENT] = 0, 1
-        record[NS_DURABLE] = int(not self._features.write_cache)
-        match fast_of(space.storage):
-            case Nothing():
-                record[NS_KIND] = NOTHING
-            case Memory(address=address):
-                record[NS_KIND], record[NS_ADDRESS] = MEMORY, address
-            # Of a block that is smaller than what the file takes, only Python can write a part.
-            case Descriptor(fd=fd, alignment=alignment) if alignment <= space.block_size and all(
-                workspace.uring for workspace in self.workspaces
-            ):
-                record[NS_KIND], record[NS_FD], record[NS_ALIGNMENT] = FILE, fd, alignment
-            case _:
-                record[NS_KIND] = BY_SLOW_LANE
 
 
 def _zeroed(block: Block, number: int, size: int) -> Record:

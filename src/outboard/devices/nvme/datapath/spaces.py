@@ -1,0 +1,38 @@
+"""What the loop knows of a namespace: its blocks, and what behind them it can reach without Python."""
+
+from outboard.devices.nvme.datapath.records import (
+    BY_SLOW_LANE,
+    FILE,
+    MEMORY,
+    NOTHING,
+    NS_ADDRESS,
+    NS_ALIGNMENT,
+    NS_BLOCKS,
+    NS_DURABLE,
+    NS_FD,
+    NS_KIND,
+    NS_SHIFT,
+)
+from outboard.devices.nvme.namespace import Namespace
+from outboard.native.words import Record
+from outboard.storage.fast import Descriptor, Memory, Nothing, fast_of
+
+
+def describe(record: Record, space: Namespace, *, durable: bool, files: bool) -> None:
+    """Fill in the record of a namespace.
+
+    ``durable``: every write has to be before it completes. ``files``: there is io_uring for those.
+    """
+    record[NS_SHIFT], record[NS_BLOCKS] = space.block_size.bit_length() - 1, space.blocks
+    record[NS_ADDRESS], record[NS_ALIGNMENT] = 0, 1
+    record[NS_DURABLE] = int(durable)
+    match fast_of(space.storage):
+        case Nothing():
+            record[NS_KIND] = NOTHING
+        case Memory(address=address):
+            record[NS_KIND], record[NS_ADDRESS] = MEMORY, address
+        # Of a block that is smaller than what the file takes, only Python can write a part.
+        case Descriptor(fd=fd, alignment=alignment) if files and alignment <= space.block_size:
+            record[NS_KIND], record[NS_FD], record[NS_ALIGNMENT] = FILE, fd, alignment
+        case _:
+            record[NS_KIND] = BY_SLOW_LANE
