@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from outboard import Mapping
 from outboard.devices.nvme import Namespace, Nvme
 from outboard.devices.nvme.command import Command, Completion
-from outboard.devices.nvme.datapath.plane import Tuning
+from outboard.devices.nvme.datapath.tuning import Tuning
 from outboard.devices.nvme.spec import IoOpcode
 from outboard.devices.nvme.status import Status
 from outboard.native.jit import entry
@@ -183,7 +183,7 @@ class Guest:
             for _ in range(size):
                 entry = bytearray(pool[self.random.getrandbits(9)])
                 entry[2:4] = pair.tail.to_bytes(2, "little")
-                self.driver.ram.write(pair.sq + pair.tail * 64, entry)
+                self.driver.ram.write(pair.sq + pair.tail * 64, bytes(entry))
                 pair.tail = (pair.tail + 1) % ENTRIES
             pair.ring()
             count -= size

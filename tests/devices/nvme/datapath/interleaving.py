@@ -13,7 +13,6 @@ import pytest
 from outboard.devices.nvme import Nvme
 from outboard.devices.nvme.command import Command
 from outboard.devices.nvme.datapath import completion, doorbells, loop
-from outboard.devices.nvme.datapath.plane import Tuning
 from outboard.devices.nvme.datapath.records import (
     CQ_DELAY,
     CQ_FD,
@@ -30,6 +29,7 @@ from outboard.devices.nvme.datapath.records import (
     PL_SPIN,
     SQ_TAIL_AT,
 )
+from outboard.devices.nvme.datapath.tuning import Tuning
 from outboard.devices.nvme.spec import AdminOpcode, IoOpcode
 from outboard.devices.nvme.status import Status
 from outboard.native import memory

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 from outboard.devices.nvme.command import Command, Completion
-from outboard.devices.nvme.datapath.plane import Tuning
+from outboard.devices.nvme.datapath.tuning import Tuning
 from outboard.devices.nvme.spec import AdminOpcode
 from outboard.devices.nvme.status import Status
 from tests.devices.nvme.bench import Bench

@@ -9,12 +9,13 @@ import pytest
 
 from outboard.devices.nvme import Namespace, Nvme
 from outboard.devices.nvme.command import Command
-from outboard.devices.nvme.datapath.plane import Tuning
 from outboard.devices.nvme.datapath.records import IN_FLIGHT, PL_FREE, PL_URING, PL_VECTOR
+from outboard.devices.nvme.datapath.tuning import Tuning
 from outboard.devices.nvme.spec import FeatureId, IoOpcode
 from outboard.devices.nvme.status import Status
 from outboard.errors import SetupError
 from outboard.native import uring
+from outboard.native.libc import SYS_IO_URING_ENTER, system_call
 from outboard.storage import FileStorage, open_file
 from tests.devices.nvme.datapath.live import LiveBench, complete, tuning
 from tests.devices.nvme.driver import PAGE, Driver, QueuePair, ended
@@ -288,10 +289,10 @@ def test_requests_the_kernel_could_not_take_at_once_are_handed_over_again(
     bench = make_file_bench()
     driver = bench.driver.enable()
     pair = driver.create_queue_pair(1)
-    call, refused = uring.system_call, [errno.EAGAIN, errno.EBUSY, errno.EINTR]
+    call, refused = system_call, [errno.EAGAIN, errno.EBUSY, errno.EINTR]
 
     def short_of_memory(number: int, *arguments: int) -> int:
-        if refused and arguments[1] and number == uring.SYS_IO_URING_ENTER:
+        if refused and arguments[1] and number == SYS_IO_URING_ENTER:
             return -refused.pop()
         return call(number, *arguments)
 
@@ -323,17 +324,17 @@ def test_a_poller_tries_again_what_the_kernel_could_not_take(
     bench = make_file_bench(pollers=1)
     driver = bench.driver.enable()
     pair = driver.create_queue_pair(1)
-    call, refused = uring.system_call, [errno.EAGAIN] * 300
+    call, refused = system_call, [errno.EAGAIN] * 300
 
     def short_of_memory(number: int, *arguments: int) -> int:
-        if refused and arguments[1] and number == uring.SYS_IO_URING_ENTER:
+        if refused and arguments[1] and number == SYS_IO_URING_ENTER:
             return -refused.pop()
         return call(number, *arguments)
 
     monkeypatch.setattr(uring, "system_call", short_of_memory)
     assert ended(pair.execute(driver.rw(IoOpcode.READ, 0, 1, driver.data, 512))) == Status.SUCCESS
     assert refused == []
-    refused += [errno.EAGAIN] * 100
+    refused += [errno.EAGAIN] * 5000
     pair.submit(driver.rw(IoOpcode.READ, 0, 1, driver.data, 512))
     pair.ring()
     bench.until(lambda: bench.device.plane.workspaces[0].busy)

@@ -71,9 +71,9 @@ def test_every_kind_of_doorbells_serves_queues_over_many_wraps(
     bench = make_live(pollers=pollers, doorbells=doorbells)
     write: Callable[[int, int], None] | None = None
     if doorbells == "mmap":
-        write = map_page(bench)
+        write = on_page = map_page(bench)
         bench.bar.write32 = lambda offset, value: (  # type: ignore[method-assign]
-            write(offset - 0x1000 >> 2, value) if offset >= 0x1000 else bench.bar.write(offset, 4, value)
+            on_page(offset - 0x1000 >> 2, value) if offset >= 0x1000 else bench.bar.write(offset, 4, value)
         )
     driver = bench.driver.enable()
     if doorbells == "shadow":
