@@ -119,11 +119,6 @@ class Poller:
         self.failure: BaseException | None = None
 
     @property
-    def control(self) -> int:
-        """The address of the control block."""
-        return self._control.address
-
-    @property
     def running(self) -> bool:
         """Whether the thread is there."""
         return self._thread is not None and self._thread.is_alive()

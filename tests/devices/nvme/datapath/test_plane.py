@@ -5,6 +5,7 @@ import pytest
 from outboard.devices.nvme import Nvme
 from outboard.devices.nvme.command import Command
 from outboard.devices.nvme.datapath.plane import DataPlane
+from outboard.devices.nvme.datapath.records import IN_FLIGHT
 from outboard.devices.nvme.queues import SubmissionQueue
 from outboard.devices.nvme.spec import AdminOpcode, IoOpcode
 from outboard.devices.nvme.status import Status
@@ -85,3 +86,19 @@ def test_pollers_can_be_ended_after_their_loop(lane: str) -> None:
     device.plane.stop(None)
     assert device.plane.pollers == []
     device.close()
+
+
+def test_a_command_waits_in_its_queue_while_python_has_enough(
+    bench: Bench, driver: Driver, plane: DataPlane
+) -> None:
+    pair = driver.create_queue_pair(1, entries=1024)
+    for number in range(IN_FLIGHT):
+        sq = taken(bench, pair)
+        plane.workspaces[0].put_slow(sq.record.address, Command(0x99, cid=1000 + number).encode())
+    cid = pair.submit(Command(0x99))
+    pair.ring()
+    plane.run()
+    assert sq.waiting == 1
+    assert plane.statistics["backed_up"] == 1
+    assert ended(pair.wait(cid)) == Status.INVALID_OPCODE
+    assert set(pair.done) == {1000 + number for number in range(IN_FLIGHT)}

@@ -144,11 +144,16 @@ def test_commands_that_wait_for_storage_end_with_their_queue(make_live: MakeLive
     pair.ring()
     bench.until(lambda: len(bench.device.state.outstanding) == 256)
     deletion = driver.admin.submit(Command(AdminOpcode.DELETE_IO_SQ, cdw10=1))
-    opener = threading.Timer(0.02, slow.gate.set)
-    opener.start()
+    state = bench.device.state
+    drain = state.drain
+
+    def let_it_finish() -> None:
+        slow.gate.set()
+        drain()
+
+    state.drain = let_it_finish
     driver.admin.ring()
     assert ended(driver.admin.wait(deletion)) == Status.SUCCESS
-    opener.join()
     found = pair.poll(acknowledge=False)
     assert {completion.cid for completion in found} == set(range(count))
     assert {ended(completion) for completion in found} == {Status.ABORTED_SQ_DELETION}

@@ -12,7 +12,7 @@ from outboard.devices.nvme.status import Status
 from outboard.storage import NullStorage
 from tests.devices.nvme.bench import Bench
 from tests.devices.nvme.conftest import MakeBench
-from tests.devices.nvme.driver import PAGE, Driver, QueuePair, ended
+from tests.devices.nvme.driver import CC, PAGE, Driver, QueuePair, ended
 from tests.devices.nvme.test_sgl import BLOCK, BUCKET, LAST, NOWHERE, SEGMENT, chained, straight
 from tests.devices.nvme.test_sgl import command as sgl
 
@@ -178,3 +178,39 @@ def test_there_is_nothing_to_tell_where_all_was_told(bench: Bench, driver: Drive
     interrupts = bench.device.statistics["interrupts"]
     assert tell(0, bench.device.plane.workspaces[0].address, cq, 1) == NEVER
     assert bench.device.statistics["interrupts"] == interrupts
+
+
+@pytest.mark.parametrize("nsid", [0, 3, 0xFFFF_FFFF])
+def test_a_namespace_that_is_not_there_is_python_s_to_say(bench: Bench, pair: QueuePair, nsid: int) -> None:
+    read = Command(IoOpcode.READ, nsid=nsid, prp1=pair.driver.data)
+    assert run(bench, pair, read) == (Status.INVALID_NAMESPACE, 1)
+
+
+def test_many_writes_at_once_large_and_small_are_all_there_when_they_are_complete(
+    bench: Bench, driver: Driver
+) -> None:
+    pair = driver.create_queue_pair(1, entries=64)
+    data = driver.ram.allocate(4 * PAGE)
+    driver.ram.write(data, bytes(range(256)) * (4 * PAGE // 256))
+    for number in range(20):
+        pair.submit(driver.rw(IoOpcode.WRITE, number, 1, data + 256 * number, 512))
+    pair.submit(FLUSH)
+    pair.submit(driver.rw(IoOpcode.WRITE, 64, 32, data, 4 * PAGE))
+    pair.submit(driver.rw(IoOpcode.WRITE, 96, 1, data, 512))
+    pair.ring()
+    bench.settle()
+    assert [ended(completion) for completion in pair.poll()] == [Status.SUCCESS] * 23
+    storage = bench.device.namespaces[1].storage
+    assert storage.read(0, 512 * 20) == driver.ram.read(data, 512) * 20
+    assert storage.read(64 * 512, 4 * PAGE) == driver.ram.read(data, 4 * PAGE)
+    assert driver.get_log(2).status == 0
+    assert struct.unpack("<Q", driver.ram.read(driver.data + 80, 8)) == (22,), "host write commands"
+
+
+def test_no_command_is_taken_after_a_shutdown(bench: Bench, driver: Driver) -> None:
+    pair = driver.create_queue_pair(1)
+    driver.bar.write32(CC, driver.bar.read32(CC) | 1 << 14)
+    pair.submit(FLUSH)
+    pair.ring()
+    bench.settle()
+    assert pair.poll() == []
