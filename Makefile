@@ -9,14 +9,22 @@ MEASURED := docs/reference/measured
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3.11)
 UV     := $(shell command -v uv)
 
+# What has to take every branch, also where nothing can be compiled: so no test of compiling itself.
+DATA_PLANE_TESTS := tests/devices/nvme/datapath $(addprefix tests/native/test_,$(addsuffix .py,\
+	libc memory poller ring translation uring uring_kernels))
+
 .DEFAULT_GOAL := help
-.PHONY: demo test check bench tables docs soak lock format clean help
+.PHONY: demo test coverage check bench tables docs soak lock format clean help
 
 demo: $(READY)  ## boot a Linux guest whose NVMe disk is served by outboard, and let it prove the disk
 	$(BIN)/outboard demo
 
 test: $(READY)  ## run the whole test suite, guest tests included
 	$(BIN)/pytest $(PYTEST)
+
+coverage: $(READY)  ## every branch of the data plane is taken by its tests, uncompiled
+	NUMBA_DISABLE_JIT=1 CI= $(BIN)/coverage run -m pytest $(DATA_PLANE_TESTS)
+	$(BIN)/coverage report
 
 check: $(READY)  ## formatting, lint, types, floors of the house, house rules, documentation without warnings
 	$(BIN)/ruff format --check --quiet .
@@ -52,7 +60,7 @@ lock: $(READY)  ## compute the locked environment anew from pyproject.toml
 		--generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate --no-header --upgrade --quiet -o $(LOCK)
 
 clean:  ## remove everything that was made
-	rm -rf $(VENV) docs/_build docs/reference/api dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) docs/_build docs/reference/api dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:  ## this list
