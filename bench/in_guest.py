@@ -73,7 +73,7 @@ def arguments_of_qemu() -> list[str]:
 
 def block_devices(guest: Guest, disks: list[Disk]) -> dict[Disk, str]:
     """Where the guest has each disk, found by its serial number; one of another server is what is left."""
-    listing = "ls -d /sys/block/nvme*n1 /sys/block/vd* 2>/dev/null | wc -l"
+    listing = "ls /dev/nvme*n1 /dev/vd* 2>/dev/null | wc -l"
     guest.run(f"until [ $({listing}) = {len(disks)} ]; do sleep 0.1; done")
     found = {}
     for line in guest.run("grep . /sys/block/vd*/serial /sys/class/nvme/nvme*/serial").splitlines():
