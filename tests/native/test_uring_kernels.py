@@ -9,7 +9,7 @@ import pytest
 from outboard.errors import SetupError
 from outboard.native import uring
 from outboard.native.libc import SYS_IO_URING_ENTER, SYS_IO_URING_SETUP, system_call
-from outboard.native.memory import address_of
+from outboard.native.memory import address_of, load_acquire32
 from outboard.native.translation import Translation
 
 MISSING = uring.available()
@@ -94,3 +94,18 @@ def test_a_translation_says_whether_it_finds_anything_at_all() -> None:
     assert table.enabled
     table.enabled = False
     assert not table.enabled
+
+
+@needs_uring
+def test_a_completion_that_the_kernel_holds_back_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    with uring.Ring(4) as ring:
+        uring.uring_prepare(ring.address, uring.OP_NOP, -1, 0, 0, 0, 0, 0, 7)
+        assert uring.uring_submit(ring.address) == 1
+        out, tails = bytearray(16), [0]
+        with monkeypatch.context() as patch:
+            patch.setattr(uring, "load32", lambda address: uring._SQ_OVERFLOW_OR_TASKRUN)
+            patch.setattr(
+                uring, "load_acquire32", lambda address: tails.pop() if tails else load_acquire32(address)
+            )
+            assert uring.uring_reap(ring.address, address_of(out)) == 1
+        assert out[0] == 7
