@@ -24,7 +24,7 @@ def nvme(
     doorbells: Doorbells = "auto",
     pollers: int | None = None,
     spin: int = Tuning.spin,
-    nap: int = Tuning.longest_nap,
+    nap: int = Tuning.longest_poll,
 ) -> None:
     """Serve an NVMe controller.
 
@@ -63,7 +63,7 @@ def nvme(
         Threads that serve the queues, spread over them. 0: the thread that serves the socket does it.
         Without the option one, or none where Numba is not installed.
     spin
-        Microseconds a poller looks for more before it sleeps, at most; it spins less when that is in vain.
+        Microseconds a poller looks for more before it naps, at most; it spins less when that is in vain.
     nap
         Microseconds between looks at mapped doorbells after a while without commands, at most.
     """
@@ -72,7 +72,7 @@ def nvme(
     count = int(available()) if pollers is None else pollers
     if count:
         prepare_data_plane(serve, on_fault)
-    tuning = Tuning(pollers=count, spin=spin, longest_nap=nap)
+    tuning = Tuning(pollers=count, spin=spin, longest_poll=nap)
     device = controller(namespace, serial=serial, vectors=vectors, doorbells=doorbells, tuning=tuning)
     title = f"serving an NVMe controller ({', '.join(namespace)})"
     serve_in_foreground(device, socket, fd, title=title, bootable=True)

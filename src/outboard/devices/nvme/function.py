@@ -16,7 +16,7 @@ from typing import Literal, get_args
 from outboard.device import Device
 from outboard.devices.nvme.controller import Controller, Progress
 from outboard.devices.nvme.datapath.plane import DataPlane
-from outboard.devices.nvme.datapath.records import BY_PYTHON, PL_POLLED
+from outboard.devices.nvme.datapath.records import BY_PYTHON
 from outboard.devices.nvme.datapath.tuning import Tuning
 from outboard.devices.nvme.doorbell_page import DoorbellPage
 from outboard.devices.nvme.events import NAMESPACE_CHANGED
@@ -285,6 +285,7 @@ class Nvme(Device):
         self._forget_stall()
         self.plane.stop(self.loop)
         self.controller.stop_workers()
+        log.info("the data plane so far: %s", ", ".join(f"{n} {name}" for name, n in self.statistics.items()))
         if self.plane.polled:
             self.reset()
 
@@ -399,10 +400,8 @@ class Nvme(Device):
 
     def _map_doorbells(self, mapped: bool) -> None:
         """Offer the page of doorbells to the client, or not; and the buffers in guest memory otherwise."""
-        self.plane.polled = mapped
+        self.plane.set_polled(mapped)
         self.plane.offers_shadow = not mapped and self._doorbells in ("auto", "shadow")
-        for workspace in self.plane.workspaces:
-            workspace.record[PL_POLLED] = int(mapped)
         self.regions = (self._page.offered_in(self.regions[0], mapped), *self.regions[1:])
 
     def _vector_fd(self, cq: CompletionQueue) -> int:

@@ -23,6 +23,7 @@ from outboard.devices.nvme.datapath.records import (
     CQ_UNTOLD,
     PL_GRACE,
     PL_INLINE,
+    PL_DOZE,
     PL_LONGEST_NAP,
     PL_NAP,
     PL_POLLED,
@@ -61,6 +62,7 @@ class Setting:
     delay: int = 0
     grace: int = 500_000
     spin: int = 0
+    doze: int = 0
     inline: bool = False
 
 
@@ -114,6 +116,7 @@ class Machine:
         workspace.record[PL_POLLED] = int(setting.doorbells == "mmap")
         workspace.record[PL_SPIN], workspace.record[PL_GRACE] = setting.spin, setting.grace
         workspace.record[PL_NAP], workspace.record[PL_LONGEST_NAP] = 50_000, 200_000
+        workspace.record[PL_DOZE] = setting.doze
         self.control = Block(512)
         self._submitter, self._handler = self._submit(), self._handle()
         self._finished = False

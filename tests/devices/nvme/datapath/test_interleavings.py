@@ -18,6 +18,7 @@ shapes = st.builds(
     delay=st.sampled_from([0, 10_000, 100_000, 25_500_000]),
     grace=st.sampled_from([0, 1_000, 500_000]),
     spin=st.sampled_from([0, 0, 6_000]),
+    doze=st.sampled_from([0, 300_000]),
 )
 inline = st.builds(
     Setting,

@@ -1,9 +1,10 @@
 """The loop of a poller: look at the doorbells, serve the queues in turn, tell the host; spin, then sleep.
 
 `serve` is what a `outboard.native.poller.Poller` runs. It never waits for storage, nor for Python. With
-nothing to do it spins for a while, then sleeps until a doorbell message, a completion from below or from
-Python, or the end of a held-back interrupt. Where nobody rings (the host has mapped the doorbells) it naps,
-longer each time. The spin adapts: it is as long as may be while commands come often, and shrinks when not.
+nothing to do it spins for a while; then it naps, longer each time, while the host stays silent; then it has
+the host ring and sleeps until a doorbell message, a completion from below or from Python, or the end of a
+held-back interrupt. Where nobody rings (the host has mapped the doorbells) it goes on napping. The spin
+adapts: it is as long as may be while commands come often, and shrinks when they come after long naps.
 """
 
 from outboard.devices.nvme.datapath.completion import NEVER, tell
@@ -28,6 +29,7 @@ from outboard.devices.nvme.datapath.records import (
     PL_CQ_COUNT,
     PL_CQS,
     PL_CURSOR,
+    PL_DOZE,
     PL_IN_FLIGHT,
     PL_INLINE,
     PL_LONGEST_NAP,
@@ -44,7 +46,7 @@ from outboard.devices.nvme.datapath.records import (
     SLOT_SQ,
 )
 from outboard.native.jit import entry, jitable
-from outboard.native.libc import monotonic_ns, sched_yield
+from outboard.native.libc import SYS_PRCTL, monotonic_ns, sched_yield, system_call
 from outboard.native.memory import fence, load64, pause, store64
 from outboard.native.poller import arm, disarm, notify, sleep, stopping
 from outboard.native.ring import next_given
@@ -57,9 +59,7 @@ LOOKS = 64
 """Looks at the doorbells between two looks at the clock."""
 
 SHORTEST_SPIN = 1_000
-SHORT_SLEEP = 1_000_000
-"""Nanoseconds. A shorter sleep was a mistake, or nearly: to be woken takes a tenth of that, and more."""
-
+PR_SET_TIMERSLACK = 29
 POLITE = 5_000
 """Nanoseconds of spinning after which others on this processor are let through."""
 
@@ -70,10 +70,14 @@ def serve(control: int, plane: int) -> int:
     longest_spin = load64(plane + PL_SPIN)
     spin = longest_spin
     first_nap = load64(plane + PL_NAP)
+    longest_nap = load64(plane + PL_LONGEST_NAP)
     nap = first_nap
     looks = 0
     idle_since = 0
     inline = load64(plane + PL_INLINE)
+    if inline == 0:
+        # By default the kernel lets a sleep last 50 microseconds longer than asked for.
+        system_call(SYS_PRCTL, PR_SET_TIMERSLACK, 1, 0, 0, 0, 0)
     silence_doorbells(plane)
     while stopping(control) == 0:
         worked = serve_once(control, plane)
@@ -88,9 +92,11 @@ def serve(control: int, plane: int) -> int:
                 return MORE
             return wait if wait != NEVER else IDLE
         if worked != 0:
+            if nap != first_nap:
+                spin = longest_spin if nap < longest_nap else max(spin // 2, SHORTEST_SPIN)
+                nap = first_nap
             looks = 0
             idle_since = 0
-            nap = first_nap
             continue
         looks += 1
         if looks < LOOKS and nap == first_nap:
@@ -105,18 +111,11 @@ def serve(control: int, plane: int) -> int:
             if now - idle_since > POLITE:
                 sched_yield()
             continue
-        if load64(plane + PL_POLLED) != 0 and (wait == NEVER or wait > nap):
-            wait = nap
-        if unsubmitted(plane) > 0 and (wait == NEVER or wait > first_nap):
-            wait = first_nap
-        slept = rest(control, plane, wait)
-        if load64(plane + PL_POLLED) != 0:
-            # A look after each nap is enough, until there is work again.
-            nap = min(2 * nap, load64(plane + PL_LONGEST_NAP))
-        elif slept < SHORT_SLEEP:
-            spin = longest_spin
-        else:
-            spin = max(spin // 2, SHORTEST_SPIN)
+        napping = load64(plane + PL_POLLED) != 0 or now - idle_since < load64(plane + PL_DOZE)
+        if napping or unsubmitted(plane) > 0:
+            wait = nap if wait == NEVER else min(wait, nap)
+        rest(control, plane, wait, 0 if napping else 1)
+        nap = min(nap + nap // 2 + 1, longest_nap) if napping else longest_nap
     return finish(control, plane)
 
 
@@ -197,20 +196,21 @@ def settle(control: int, plane: int, now: int) -> int:
 
 
 @jitable
-def rest(control: int, plane: int, wait: int) -> int:
-    """Sleep, unless there is something to do after all; for how long, in nanoseconds."""
-    before = monotonic_ns()
-    arm_doorbells(plane)
+def rest(control: int, plane: int, wait: int, ringing: int) -> int:
+    """Sleep, unless there is something to do after all; ``ringing``: have the host ring from now on."""
+    if ringing != 0:
+        arm_doorbells(plane)
     arm(control)
     # From here on the host rings and Python wakes; what came before has to be looked for once more.
     if rung(plane) != 0 or next_given(load64(plane + PL_BACK)) != 0 or stopping(control) != 0:
         disarm(control)
     else:
-        if load64(plane + PL_POLLED) != 0:
+        if ringing == 0:
             store64(plane + PL_NAPS, load64(plane + PL_NAPS) + 1)
         sleep(control, load64(plane + PL_URING_FD) if load64(plane + PL_IN_FLIGHT) != 0 else -1, wait)
-    silence_doorbells(plane)
-    return monotonic_ns() - before
+    if ringing != 0:
+        silence_doorbells(plane)
+    return 0
 
 
 @jitable

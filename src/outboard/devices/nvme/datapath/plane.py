@@ -30,6 +30,7 @@ from outboard.devices.nvme.datapath.records import (
     NS_RECORD,
     PL_BAD,
     PL_BURST,
+    PL_DOZE,
     PL_GRACE,
     PL_INLINE,
     PL_LONGEST_NAP,
@@ -87,10 +88,10 @@ class DataPlane:
         tuning: Tuning,
     ) -> None:
         self.tuning = tuning
-        self.polled = False
         self.offers_shadow = False
         self.shadow: tuple[int, int] | None = None
         self.pollers: list[Poller] = []
+        self._before: dict[str, int] = {}
         self._memory = memory
         self._spaces = namespaces
         self._vector_fd = vector_fd
@@ -125,10 +126,8 @@ class DataPlane:
                 tuning.spin * MICROSECOND,
                 0 if self.inline else tuning.grace * MICROSECOND,
             )
-            record[PL_NAP], record[PL_LONGEST_NAP] = (
-                tuning.nap * MICROSECOND,
-                tuning.longest_nap * MICROSECOND,
-            )
+            record[PL_NAP], record[PL_DOZE] = tuning.nap * MICROSECOND, tuning.doze * MICROSECOND
+        self.set_polled(False)
         memory.users.append(self._rearranged)
 
     @property
@@ -139,7 +138,7 @@ class DataPlane:
     @property
     def statistics(self) -> dict[str, int]:
         """What all pollers have counted, added up."""
-        total: dict[str, int] = {}
+        total = dict(self._before)
         for source in [
             *(workspace.statistics for workspace in self.workspaces),
             *(p.statistics for p in self.pollers),
@@ -147,6 +146,13 @@ class DataPlane:
             for name, value in source.items():
                 total[name] = total.get(name, 0) + value
         return total
+
+    def set_polled(self, polled: bool) -> None:
+        """Say whether the host has mapped the doorbells, so that nobody rings."""
+        self.polled = polled
+        nap = self.tuning.longest_poll if polled else self.tuning.longest_nap
+        for workspace in self.workspaces:
+            workspace.record[PL_POLLED], workspace.record[PL_LONGEST_NAP] = int(polled), nap * MICROSECOND
 
     def totals(self) -> tuple[int, int, int, int]:
         """Reads, writes, bytes read, bytes written in the fast lane."""
@@ -173,6 +179,8 @@ class DataPlane:
             if loop is not None:
                 loop.unwatch(poller.notices)
             poller.stop()
+            for name, value in poller.statistics.items():
+                self._before[name] = self._before.get(name, 0) + value
         self.pollers.clear()
         self._drain()
         for workspace in self.workspaces:
@@ -233,7 +241,6 @@ class DataPlane:
                 describe(record, space, durable=durable, files=files)
             for workspace in self.workspaces:
                 workspace.record[PL_BURST] = self._features.burst
-                workspace.record[PL_POLLED] = int(self.polled)
             for cq in self._cqs.values():
                 self._set_interrupts(cq)
 

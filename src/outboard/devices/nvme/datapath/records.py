@@ -59,10 +59,10 @@ PL_OPERATIONS, PL_SEGMENTS, PL_SEGMENT_COUNT, PL_SLOTS, PL_FREE, PL_VECTOR = off
 """Scratch: commands of a batch, their segments and how many fit, commands in flight below, the first that
 is free (0: none), and how many segments one of them may have."""
 
-PL_INLINE, PL_POLLED, PL_SPIN, PL_NAP, PL_LONGEST_NAP, PL_GRACE = offsets(6, start=168)
+PL_INLINE, PL_POLLED, PL_SPIN, PL_NAP, PL_LONGEST_NAP, PL_DOZE, PL_GRACE = offsets(7, start=168)
 """Whether it runs in Python's thread and has to return, whether nobody rings, so that it may only nap; the
-longest spin, the first and the longest nap, and how long a host that was interrupted may take before it is
-interrupted again (nanoseconds)."""
+longest spin, the first and the longest nap, how long to nap before the host has to ring, and how long one
+that was interrupted may take before it is interrupted again (nanoseconds)."""
 
 PL_CURSOR, PL_IN_FLIGHT, PL_BAD, PL_SCRATCH = offsets(4, start=256)
 """The queue whose turn it is, commands in flight below, whether a doorbell had a value that cannot be, and
