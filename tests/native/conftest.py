@@ -1,5 +1,6 @@
 """Each data-plane function runs plain and compiled; where there is no Numba, CI does not accept the skip."""
 
+import gc
 import os
 from collections.abc import Callable
 
@@ -25,3 +26,9 @@ def call_both() -> list[Call]:
     """The plain call and, where there can be one, the compiled: for properties of both."""
     calls: list[Call] = [lambda entry: entry.plain]
     return [*calls, lambda entry: entry.native] if jit.available() else calls
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_goes_by_itself() -> None:
+    """Descriptors are counted here: those of devices that other tests have forgotten go before."""
+    gc.collect()
