@@ -285,6 +285,11 @@ class IntxLine:
     def __len__(self) -> int:
         return 1
 
+    @property
+    def heard(self) -> bool:
+        """Whether the client listens to the line."""
+        return self._event is not None
+
     def assert_(self) -> None:
         """Raise the line; nothing happens if it is up."""
         if not self.asserted:

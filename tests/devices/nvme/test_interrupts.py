@@ -7,7 +7,8 @@ import pytest
 
 from outboard import IrqAction, IrqData
 from outboard.devices.nvme.command import Command
-from outboard.devices.nvme.spec import IoOpcode
+from outboard.devices.nvme.layouts import IDENTIFY_CONTROLLER
+from outboard.devices.nvme.spec import PAGE, AdminOpcode, Cns, IoOpcode
 from outboard.devices.nvme.status import Status
 from tests.devices.nvme.bench import Bench
 from tests.devices.nvme.driver import INTMC, INTMS, Driver, QueuePair, ended
@@ -147,6 +148,16 @@ def test_msi_is_held_back_by_the_mask_and_made_up_for(bench: Bench, msi: Listene
     batch(bench, pair)
     assert msi.heard() == 1
     assert line.heard() == 0
+
+
+def test_doorbells_stay_in_the_bar_while_the_interrupt_line_is_heard(bench: Bench, line: Listener) -> None:
+    """A VMM lowers the line at the guest's next access to the BAR: a silent one would never be let go."""
+    driver = bench.driver.enable()
+    driver.identify(Cns.CONTROLLER)
+    assert IDENTIFY_CONTROLLER.decode(driver.ram.read(driver.data, PAGE))["oacs"] == 0
+    pages = driver.ram.allocate(2 * PAGE)
+    command = Command(AdminOpcode.DOORBELL_BUFFER_CONFIG, prp1=pages, prp2=pages + PAGE)
+    assert ended(driver.admin.execute(command)) == Status.INVALID_OPCODE
 
 
 @pytest.mark.point("R09")

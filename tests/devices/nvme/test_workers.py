@@ -97,6 +97,7 @@ class Stand:
             mdts=limits.transfer,
             doorbells=self.doorbells.address,
             vector_fd=lambda cq: BY_PYTHON,
+            line_heard=lambda: False,
             tuning=Tuning(native=False),
         )
         self.state = State(Identity("S", "M", "F", 1, 1), limits, spaces, Bus(self.memory), plane)

@@ -168,6 +168,7 @@ class Nvme(Device):
             mdts=limits.transfer,
             doorbells=self._page.address,
             vector_fd=self._vector_fd,
+            line_heard=lambda: self.intx.heard,
             tuning=tuning,
         )
         identity = Identity(serial, model, FIRMWARE, vendor, subsystem)

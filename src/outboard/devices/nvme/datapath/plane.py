@@ -73,7 +73,7 @@ class DataPlane:
 
     ``io_queues`` is the number of queue pairs, ``mdts`` the largest transfer in bytes, ``doorbells`` the
     address of the doorbells' words. ``vector_fd`` gives the eventfd of an interrupt vector that may be
-    written to directly, or a negative number.
+    written to directly, or a negative number; ``line_heard`` says whether interrupts go by a line.
     """
 
     def __init__(
@@ -85,6 +85,7 @@ class DataPlane:
         mdts: int,
         doorbells: int,
         vector_fd: Callable[[CompletionQueue], int],
+        line_heard: Callable[[], bool],
         tuning: Tuning,
     ) -> None:
         self.tuning = tuning
@@ -95,6 +96,7 @@ class DataPlane:
         self._memory = memory
         self._spaces = namespaces
         self._vector_fd = vector_fd
+        self._line_heard = line_heard
         self._doorbells = doorbells
         self._features: Features | None = None
         self._sqs: Mapping[int, SubmissionQueue] = {}
@@ -375,9 +377,12 @@ class DataPlane:
     def shadowable(self) -> bool:
         """Whether doorbells may be in guest memory: offered, and memory is there to be reached by address.
 
-        Where the admin queue lies, the rest of the host's memory will be like it.
+        Where the admin queue lies, the rest of the host's memory will be like it. Not with an interrupt
+        line: a VMM takes the access to the BAR for the handler's end, and lowers the line only then.
         """
-        return self.offers_shadow and 0 in self._cqs and self._address(self._cqs[0].address, 0, WRITE) != 0
+        if not self.offers_shadow or self._line_heard() or 0 not in self._cqs:
+            return False
+        return self._address(self._cqs[0].address, 0, WRITE) != 0
 
     def set_shadow(self, tails_and_heads: int, events: int) -> bool:
         """The host's doorbell buffers: their IOVAs. False if they cannot be reached by address."""
