@@ -10,7 +10,6 @@ from outboard.cli.foreground import serve_in_foreground
 from outboard.cli.namespaces import controller, serial_of
 from outboard.devices.nvme import Doorbells, Tuning
 from outboard.devices.nvme.datapath.loop import serve
-from outboard.native.guard import on_fault
 from outboard.native.jit import available
 
 
@@ -71,7 +70,7 @@ def nvme(
         serial = serial_of(socket)
     count = int(available()) if pollers is None else pollers
     if count:
-        prepare_data_plane(serve, on_fault)
+        prepare_data_plane(serve)
     tuning = Tuning(pollers=count, spin=spin, longest_poll=nap)
     device = controller(namespace, serial=serial, vectors=vectors, doorbells=doorbells, tuning=tuning)
     title = f"serving an NVMe controller ({', '.join(namespace)})"

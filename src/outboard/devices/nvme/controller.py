@@ -129,11 +129,11 @@ class Controller:
             self.state.events.post(INVALID_DOORBELL_REGISTER)
         elif not queue.ring(value):
             self.state.events.post(INVALID_DOORBELL_VALUE)
-        elif queue.fast and isinstance(queue, SubmissionQueue):
-            plane.wake(queue.cq.id)
-            return plane.inline
-        elif queue.fast and isinstance(queue, CompletionQueue):
-            plane.wake_for_head(queue)
+        elif queue.fast:
+            if isinstance(queue, SubmissionQueue):
+                plane.wake(queue.cq.id)
+            else:
+                plane.wake_for_head(queue)
             return plane.inline
         return self.pending
 

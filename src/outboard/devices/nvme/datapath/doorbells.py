@@ -46,6 +46,18 @@ AWAY_OF, AWAY = 4, 3
 
 
 @jitable
+def queue_of(plane: int, number: int) -> int:
+    """The record of the poller's submission queue ``number``."""
+    return load64(load64(plane + PL_QUEUES) + number * ADDRESS)
+
+
+@jitable
+def completion_queue_of(plane: int, number: int) -> int:
+    """The record of the poller's completion queue ``number``."""
+    return load64(load64(plane + PL_CQS) + number * ADDRESS)
+
+
+@jitable
 def look_at_tail(plane: int, sq: int) -> int:
     """Take over the tail the host gave, if it can be; whether there are commands."""
     given = load_acquire32(load64(sq + SQ_TAIL_AT))
@@ -57,8 +69,7 @@ def look_at_tail(plane: int, sq: int) -> int:
         else:
             store64(sq + SQ_TAIL, given)
             store64(sq + SQ_BAD, -1)
-            if load64(sq + SQ_EVENT_AT) != 0:
-                silence(sq + SQ_EVENT, load64(sq + SQ_EVENT_AT), given, load64(sq + SQ_SIZE))
+            if silence_tail(sq) != 0:
                 # The head is in the same cache line; unwatched, it would ring once around the ring.
                 silence_head(plane, load64(sq + SQ_CQ))
     return 1 if load64(sq + SQ_TAIL) != load64(sq + SQ_HEAD) else 0
@@ -82,6 +93,16 @@ def silence(event: int, at: int, index: int, size: int) -> int:
 
 
 @jitable
+def silence_tail(sq: int) -> int:
+    """Have the host not ring for submission queue ``sq``; whether there is an event index."""
+    at = load64(sq + SQ_EVENT_AT)
+    if at == 0:
+        return 0
+    silence(sq + SQ_EVENT, at, load64(sq + SQ_TAIL), load64(sq + SQ_SIZE))
+    return 1
+
+
+@jitable
 def silence_head(plane: int, cq: int) -> int:
     """As `silence`, for the completion queue ``cq``."""
     at = load64(cq + CQ_EVENT_AT)
@@ -94,13 +115,13 @@ def silence_head(plane: int, cq: int) -> int:
 def arm_doorbells(plane: int) -> int:
     """Have the host ring for its next command, and for room or notice where those are waited for."""
     for number in range(load64(plane + PL_QUEUE_COUNT)):
-        sq = load64(load64(plane + PL_QUEUES) + number * ADDRESS)
+        sq = queue_of(plane, number)
         at = load64(sq + SQ_EVENT_AT)
         if at != 0:
             store64(sq + SQ_EVENT, load64(sq + SQ_TAIL))
             store32(at, load64(sq + SQ_TAIL))
     for number in range(load64(plane + PL_CQ_COUNT)):
-        cq = load64(load64(plane + PL_CQS) + number * ADDRESS)
+        cq = completion_queue_of(plane, number)
         at = load64(cq + CQ_EVENT_AT)
         if at != 0 and awaits_head(cq):
             store64(cq + CQ_EVENT, load64(cq + CQ_HEAD))
@@ -118,12 +139,9 @@ def awaits_head(cq: int) -> bool:
 def silence_doorbells(plane: int) -> int:
     """Have the host ring no more: the loop is awake."""
     for number in range(load64(plane + PL_QUEUE_COUNT)):
-        sq = load64(load64(plane + PL_QUEUES) + number * ADDRESS)
-        at = load64(sq + SQ_EVENT_AT)
-        if at != 0:
-            silence(sq + SQ_EVENT, at, load64(sq + SQ_TAIL), load64(sq + SQ_SIZE))
+        silence_tail(queue_of(plane, number))
     for number in range(load64(plane + PL_CQ_COUNT)):
-        silence_head(plane, load64(load64(plane + PL_CQS) + number * ADDRESS))
+        silence_head(plane, completion_queue_of(plane, number))
     return 0
 
 
@@ -131,12 +149,12 @@ def silence_doorbells(plane: int) -> int:
 def rung(plane: int) -> int:
     """Whether the host has done anything since it was last looked at, without doing anything about it."""
     for number in range(load64(plane + PL_QUEUE_COUNT)):
-        sq = load64(load64(plane + PL_QUEUES) + number * ADDRESS)
+        sq = queue_of(plane, number)
         given = load_acquire32(load64(sq + SQ_TAIL_AT))
         if given != load64(sq + SQ_TAIL) and given != load64(sq + SQ_BAD):
             return 1
     for number in range(load64(plane + PL_CQ_COUNT)):
-        cq = load64(load64(plane + PL_CQS) + number * ADDRESS)
+        cq = completion_queue_of(plane, number)
         if awaits_head(cq):
             head = load64(cq + CQ_HEAD)
             if look_at_head(plane, cq) != head:

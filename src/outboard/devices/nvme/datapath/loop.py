@@ -9,9 +9,10 @@ adapts: it is as long as may be while commands come often, and shrinks when they
 
 from outboard.devices.nvme.datapath.completion import NEVER, tell
 from outboard.devices.nvme.datapath.doorbells import (
-    ADDRESS,
     arm_doorbells,
+    completion_queue_of,
     look_at_tail,
+    queue_of,
     rung,
     silence_doorbells,
     watch,
@@ -27,7 +28,6 @@ from outboard.devices.nvme.datapath.records import (
     PL_BAD,
     PL_BURST,
     PL_CQ_COUNT,
-    PL_CQS,
     PL_CURSOR,
     PL_DOZE,
     PL_IN_FLIGHT,
@@ -37,7 +37,6 @@ from outboard.devices.nvme.datapath.records import (
     PL_NAPS,
     PL_POLLED,
     PL_QUEUE_COUNT,
-    PL_QUEUES,
     PL_SPIN,
     PL_URING,
     PL_URING_FD,
@@ -135,7 +134,7 @@ def serve_once(control: int, plane: int) -> int:
             index = first + number
             if index >= queues:
                 index -= queues
-            sq = load64(load64(plane + PL_QUEUES) + index * ADDRESS)
+            sq = queue_of(plane, index)
             if look_at_tail(plane, sq) != 0 and serve_queue(control, plane, sq, limit) > 0:
                 worked += 1
                 store64(plane + PL_CURSOR, index + 1 if index + 1 < queues else 0)
@@ -176,7 +175,7 @@ def collect(control: int, plane: int) -> int:
 def tell_all(control: int, plane: int) -> int:
     """Interrupt for what was posted; the clock is read only if that may be."""
     for number in range(load64(plane + PL_CQ_COUNT)):
-        cq = load64(load64(plane + PL_CQS) + number * ADDRESS)
+        cq = completion_queue_of(plane, number)
         if load64(cq + CQ_UNTOLD) != 0 and load64(cq + CQ_FD) != NO_INTERRUPT:
             return settle(control, plane, monotonic_ns())
     return NEVER
@@ -187,7 +186,7 @@ def settle(control: int, plane: int, now: int) -> int:
     """Tell the host what it has to know; in how many nanoseconds there is something to decide again."""
     soonest = NEVER
     for number in range(load64(plane + PL_CQ_COUNT)):
-        cq = load64(load64(plane + PL_CQS) + number * ADDRESS)
+        cq = completion_queue_of(plane, number)
         if load64(cq + CQ_UNTOLD) != 0:
             wait = tell(control, plane, cq, now)
             if wait != NEVER and (soonest == NEVER or wait < soonest):

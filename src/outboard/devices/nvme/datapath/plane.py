@@ -259,7 +259,7 @@ class DataPlane:
             cq = self._cqs[cqid]
             self._place_doorbells(cq, sqs)
             if cqid != 0 and self._reach(cq, sqs):
-                lane = (cqid - 1) % len(self.workspaces)
+                lane = self._lane(cqid)
                 queues[lane] += [sq.record.address for sq in sqs]
                 cqs[lane].append(cq.record.address)
                 self._set_interrupts(cq)
@@ -284,7 +284,7 @@ class DataPlane:
     def wake(self, qid: int) -> None:
         """The host rang for the submission queues of completion queue ``qid``."""
         if self.pollers:
-            self.pollers[(qid - 1) % len(self.pollers)].wake()
+            self.pollers[self._lane(qid)].wake()
 
     def wake_for_head(self, cq: CompletionQueue) -> None:
         """The host rang for a completion queue: somebody may have waited for that."""
@@ -318,12 +318,7 @@ class DataPlane:
         """
         entries = []
         for workspace in self.workspaces:
-            for record, cid, status, result in workspace.take_returning():
-                if record != sq.record.address:
-                    workspace.hand_back(record, cid, status, result)
-                    continue
-                sq.cq.pending -= 1
-                sq.cq.owe(sq, cid, status, result)
+            self._sort_returning(workspace, leaving=sq)
             for _ in range(workspace.slow):
                 record, entry = workspace.take_slow() or (0, b"")
                 if record == sq.record.address:
@@ -344,10 +339,8 @@ class DataPlane:
 
     def complete(self, sq: SubmissionQueue, cid: int, status: int, result: int) -> None:
         """Have the loop post the completion of a command that was Python's."""
-        number = (sq.cq.id - 1) % len(self.workspaces)
-        self.workspaces[number].hand_back(sq.record.address, cid, status, result)
-        if self.pollers:
-            self.pollers[number].wake()
+        self.workspaces[self._lane(sq.cq.id)].hand_back(sq.record.address, cid, status, result)
+        self.wake(sq.cq.id)
 
     def hand_back_late(self) -> None:
         """Hand back what there was no room for."""
@@ -453,11 +446,15 @@ class DataPlane:
             sq.record[SQ_BASE] = address
         return True
 
-    def _sort_returning(self, workspace: Workspace) -> None:
-        """Completions on their way to a loop that no longer posts there are Python's to post."""
+    def _lane(self, cqid: int) -> int:
+        """The number of the poller, and of its workspace, that a completion queue is for."""
+        return (cqid - 1) % len(self.workspaces)
+
+    def _sort_returning(self, workspace: Workspace, leaving: SubmissionQueue | None = None) -> None:
+        """Completions on their way to a loop that does not post there any more are Python's to post."""
         for record, cid, status, result in workspace.take_returning():
             sq = self._by_record[record]
-            if sq.cq.fast:
+            if sq.cq.fast and sq is not leaving:
                 workspace.hand_back(record, cid, status, result)
             else:
                 sq.cq.pending -= 1
