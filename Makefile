@@ -22,8 +22,8 @@ demo: $(READY)  ## boot a Linux guest whose NVMe disk is served by outboard, and
 test: $(READY)  ## run the whole test suite, guest tests included
 	$(BIN)/pytest $(PYTEST)
 
-coverage: $(READY)  ## every branch of the data plane is taken by its tests, uncompiled
-	NUMBA_DISABLE_JIT=1 CI= $(BIN)/coverage run -m pytest $(DATA_PLANE_TESTS)
+coverage: $(READY)  ## every branch of the data plane is taken by its tests, where there is no Numba
+	PYTHONPATH=tools/without_numba CI= $(BIN)/coverage run -m pytest $(DATA_PLANE_TESTS)
 	$(BIN)/coverage report
 
 check: $(READY)  ## formatting, lint, types, floors of the house, house rules, documentation without warnings
@@ -43,6 +43,8 @@ tables: $(READY)  ## measure at length, on a quiet machine, what the documentati
 	$(BIN)/python bench/data_plane.py --markdown --svg docs/_static/data_plane.svg > $(MEASURED)/data_plane.md
 	$(BIN)/python bench/growth.py --markdown > $(MEASURED)/growth.md
 	$(BIN)/python bench/startup.py --markdown > $(MEASURED)/startup.md
+	$(BIN)/python bench/idle.py --markdown > $(MEASURED)/idle.md
+	$(BIN)/python bench/in_guest.py --markdown > $(MEASURED)/in_guest.md
 
 docs: $(READY)  ## build the documentation into docs/_build/html; a warning is an error
 	$(BIN)/sphinx-build -W --keep-going -q -d docs/_build/doctrees docs docs/_build/html

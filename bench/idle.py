@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from harness.report import Table
 from outboard.client import Client
 from outboard.client.qemu import QemuClient
 from outboard.drivers.nvme import NvmeDriver
@@ -122,6 +123,8 @@ def wake_times(kind: str, tries: int, more: list[str]) -> list[float]:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         stack.enter_context(serving(folder / kind, kind, more))
         client = stack.enter_context(QemuClient(folder / kind))
+        # As a driver does: with the interrupt line doorbells are not silent.
+        client.enable_msix(1)
         waking = Waking(client, stack.enter_context(NvmeDriver(client)), shadow=kind == "shadow")
         times = []
         for _ in range(tries):
@@ -139,6 +142,7 @@ def main() -> None:
     arguments.add_argument("--serve", default="", help="more options of `outboard nvme`")
     arguments.add_argument("--no-guest", action="store_true", help="wake-ups only")
     arguments.add_argument("--json", action="store_true", help="one JSON object instead of tables")
+    arguments.add_argument("--markdown", action="store_true", help="the tables as Markdown")
     arguments.add_argument("--quick", action="store_true", help="5 seconds, 50 tries: a look")
     options = arguments.parse_args()
     if options.quick:
@@ -156,14 +160,23 @@ def main() -> None:
         medians = {kind: round(statistics.median(times), 1) for kind, times in wakes.items()}
         print(json.dumps({"idle_share": shares, "wake_us": medians}))
         return
-    print("doorbell message to completion, us  fastest   median      p90")
+    tables = [wakes_table(wakes), *([shares_table(shares, options.seconds)] if shares else [])]
+    print("\n\n".join(table.markdown() if options.markdown else table.text() for table in tables))
+
+
+def wakes_table(wakes: dict[str, list[float]]) -> Table:
+    """A row for each kind of doorbells, whose times are sorted."""
+    rows = []
     for kind, times in wakes.items():
         numbers = (times[0], statistics.median(times), times[len(times) * 9 // 10])
-        print(f"{kind:34}" + "".join(f"{number:9.1f}" for number in numbers))
-    if shares:
-        print(f"of a processor, idle for {options.seconds:g} s")
-    for kind, share in shares.items():
-        print(f"{kind:34}{share:9.2%}")
+        rows.append((f"woken by a message, doorbells {kind}", *(f"{each:.0f}" for each in numbers)))
+    return Table(("message to completion", "fastest us", "median us", "p90 us"), rows)
+
+
+def shares_table(shares: dict[str, float], seconds: float) -> Table:
+    """A row for each kind of doorbells."""
+    rows = [(f"doorbells {kind}", f"{share:.2%}") for kind, share in shares.items()]
+    return Table((f"a Linux guest attached, idle for {seconds:g} s", "of a processor"), rows)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.report import Table
 from outboard.client import Client
 from outboard.errors import SetupError
 from outboard.testing.guest import Guest
@@ -113,6 +114,7 @@ def main() -> None:
     arguments.add_argument("--other", type=Path, help="the socket of another server's NVMe controller")
     arguments.add_argument("--other-process", type=int, default=0, help="the process of that")
     arguments.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    arguments.add_argument("--markdown", action="store_true", help="the table as Markdown")
     arguments.add_argument("--quick", action="store_true", help="one turn of a second: a look")
     options = arguments.parse_args()
     if options.quick:
@@ -169,14 +171,17 @@ def main() -> None:
         found = {disk.name: {depth: round(medians[disk, depth]) for depth in DEPTHS} for disk in disks}
         print(json.dumps(found))
         return
-    print("reads of 4 KiB a second " + "".join(f"{f'depth {depth}':>12}   server" for depth in DEPTHS))
+    rows = []
     for disk in disks:
-        row = f"{disk.name:24}"
+        row = [disk.name]
         for depth in DEPTHS:
             share = f"{statistics.median(cost[disk, depth]):.0%}" if disk.process else ""
-            row += f"{medians[disk, depth]:12,.0f} {share:>8}"
-        print(row)
-    print(f"(medians of {options.turns} runs of {options.seconds} s; server: of one processor)")
+            row += [f"{medians[disk, depth]:,.0f}", share]
+        rows.append(row)
+    headings = ("reads of 4 KiB a second", *(word for depth in DEPTHS for word in (f"depth {depth}", "server")))
+    table = Table(headings, rows)
+    print(f"{table.markdown()}\n" if options.markdown else table.text())
+    print(f"Medians of {options.turns} runs of {options.seconds} s; server: of one processor.")
 
 
 if __name__ == "__main__":

@@ -104,14 +104,15 @@ def test_a_server_of_ours_starts_up_as_qemu_wants_it(folder: Path) -> None:
         assert gadget.log[-1] == "reset"
         assert qemu.first_config[:4] == b"\x34\x12\x78\x56"
         assert qemu.rom_size_mask == 0xFFFF_F000
-        vectors = qemu.enable_msix(4)
-        gadget.msix[3].trigger()
-        assert vectors[3].wait() == 1
         line = qemu.enable_intx()
         qemu.bar(0).write32(0x1C, 1)
         assert line.wait() == 1
         qemu.unmask_intx()
         assert line.wait() == 1
+        vectors = qemu.enable_msix(4)
+        gadget.msix[3].trigger()
+        assert vectors[3].wait() == 1
+        assert not gadget.intx.heard
         qemu.ram.write(0x20_0000, b"in the guest's memory")
         qemu.bus_master()
         assert gadget.dma.read(0x20_0000, 8) == b"in the g"
@@ -119,6 +120,7 @@ def test_a_server_of_ours_starts_up_as_qemu_wants_it(folder: Path) -> None:
         assert qemu.ram.read(0xA_0000, 6) == b"legacy"
         qemu.machine_reset()
         assert gadget.log[-1] == "reset"
+        assert gadget.intx.heard
 
 
 @pytest.mark.point("P139")

@@ -151,7 +151,7 @@ class QemuClient(Client):
     def machine_reset(self) -> None:
         """What a reset of the machine, and its start, does to the device."""
         if self._has_intx:
-            self.set_irqs(IrqIndex.INTX, NONE_TRIGGER, start=0, count=0)
+            self._disable_intx()
         self.config.write16(COMMAND, self.config.read16(COMMAND) & ~0x407)
         if self.info.flags & DeviceFlag.RESET:
             self.reset()
@@ -169,8 +169,10 @@ class QemuClient(Client):
         self.set_irqs(IrqIndex.INTX, SetIrqsFlag.DATA_NONE | SetIrqsFlag.UNMASK, start=0, count=1)
 
     def enable_msix(self, count: int | None = None) -> list[Interrupt]:
-        """MSI-X as QEMU enables it: a vector without descriptor first, then one message a vector."""
+        """MSI-X as QEMU enables it: the line goes, a vector without descriptor, then one message a vector."""
         wanted = self.irq_count(IrqIndex.MSIX) if count is None else count
+        if self._has_intx:
+            self._disable_intx()
         self.set_irqs(IrqIndex.MSIX, EVENTFD_TRIGGER, start=0, count=1)
         if (at := self.find_capability(0x11)) is not None:
             self.config.write16(at + 2, self.config.read16(at + 2) | 1 << 15)
@@ -252,6 +254,9 @@ class QemuClient(Client):
     def _assign_intx(self) -> None:
         [line] = self._new_interrupts(IrqIndex.INTX, 1)
         self.set_irqs(IrqIndex.INTX, EVENTFD_TRIGGER, start=0, count=1, fds=(line.fd,))
+
+    def _disable_intx(self) -> None:
+        self.set_irqs(IrqIndex.INTX, NONE_TRIGGER, start=0, count=0)
 
     def _write(self, region: int, offset: int, data: bytes) -> None:
         """Writes to memory BARs are posted, unless a region can be mapped: then QEMU waits for each."""
