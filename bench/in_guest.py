@@ -178,7 +178,10 @@ def main() -> None:
             share = f"{statistics.median(cost[disk, depth]):.0%}" if disk.process else ""
             row += [f"{medians[disk, depth]:,.0f}", share]
         rows.append(row)
-    headings = ("reads of 4 KiB a second", *(word for depth in DEPTHS for word in (f"depth {depth}", "server")))
+    headings = (
+        "reads of 4 KiB a second",
+        *(word for depth in DEPTHS for word in (f"depth {depth}", "server")),
+    )
     table = Table(headings, rows)
     print(f"{table.markdown()}\n" if options.markdown else table.text())
     print(f"Medians of {options.turns} runs of {options.seconds} s; server: of one processor.")
