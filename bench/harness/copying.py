@@ -12,12 +12,12 @@ from harness.cores import DEVICE_CORE, in_threads
 from outboard.drivers.nvme_measure.choose import HALF, MULTIPLIER
 from outboard.native.jit import entry
 from outboard.native.libc import monotonic_ns
-from outboard.native.memory import address_of, copy, copy_stream, drain_stream, prefetch_range
+from outboard.native.memory import address_of, copy, copy_ahead, copy_stream, drain_stream
 
 AREA = 256 << 20
 BUFFERS = 32
-AHEAD = 8192
-"""Bytes of the next block that are fetched ahead, and the largest write that goes past the cache."""
+SMALL = 8192
+"""The largest block that is copied line by line, the next one fetched meanwhile, writes past the cache."""
 
 TOGETHER = 8
 """Writes that share a fence."""
@@ -33,8 +33,11 @@ def copy_out(area: int, blocks: int, buffers: int, size: int, nanoseconds: int) 
     while done & 63 or monotonic_ns() < deadline:
         random = (random & HALF) * MULTIPLIER + (random >> 31)
         following = area + ((random & HALF) * blocks >> 31) * size
-        prefetch_range(following, min(size, AHEAD))
-        copy(buffers + done % BUFFERS * size, block, size)
+        buffer = buffers + done % BUFFERS * size
+        if size <= SMALL:
+            copy_ahead(buffer, block, size, following)
+        else:
+            copy(buffer, block, size)
         block = following
         done += 1
     return done
@@ -49,12 +52,13 @@ def copy_in(area: int, blocks: int, buffers: int, size: int, nanoseconds: int) -
     while done & 63 or monotonic_ns() < deadline:
         random = (random & HALF) * MULTIPLIER + (random >> 31)
         block = area + ((random & HALF) * blocks >> 31) * size
-        if size <= AHEAD:
-            copy_stream(block, buffers + done % BUFFERS * size, size)
+        buffer = buffers + done % BUFFERS * size
+        if size <= SMALL:
+            copy_stream(block, buffer, size, buffers + (done + 1) % BUFFERS * size)
             if done % TOGETHER == 0:
                 drain_stream()
         else:
-            copy(block, buffers + done % BUFFERS * size, size)
+            copy(block, buffer, size)
         done += 1
     return done
 

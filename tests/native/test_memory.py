@@ -53,18 +53,22 @@ def fill(to: int, value: int, size: int) -> int:
 
 
 @entry
+def copy_ahead(to: int, source: int, size: int) -> int:
+    return memory.copy_ahead(to, source, size, source + size)
+
+
+@entry
 def copy_stream(to: int, source: int, size: int) -> int:
-    memory.copy_stream(to, source, size)
+    memory.copy_stream(to, source, size, 0)
     return memory.drain_stream()
 
 
 @entry
-def hint(address: int, size: int) -> int:
+def hint() -> int:
     memory.fence()
     memory.pause()
     memory.prefetch(0)
-    memory.prefetch(-1)
-    return memory.prefetch_range(address, size)
+    return memory.prefetch(-1)
 
 
 @pytest.mark.parametrize("kind", [8, 16, 32, 64, 132, 164])
@@ -88,14 +92,16 @@ def test_a_store_puts_the_low_bytes_and_touches_no_others(call: Call, kind: int,
 
 
 @pytest.mark.parametrize(
-    ("function", "unit"), [pytest.param(copy, 1, id="copy"), pytest.param(copy_stream, 64, id="copy_stream")]
+    ("function", "alignment", "unit"),
+    [(copy, 1, 1), (copy_ahead, 1, 64), (copy_stream, 64, 64)],
+    ids=lambda value: getattr(value, "name", None),
 )
 @given(st.integers(0, 64), st.integers(0, 40), st.integers(0, 130))
 def test_a_copy_moves_exactly_its_bytes(
-    call_both: list[Call], function: Entry, unit: int, at: int, to: int, size: int
+    call_both: list[Call], function: Entry, alignment: int, unit: int, at: int, to: int, size: int
 ) -> None:
     """Whatever the alignment of the source, the bytes asked for are there, and those around are untouched."""
-    size, to = (size * 7 % 5000, to) if unit == 1 else (size * 64, to * 64)
+    size, to = size * 7 % 5000 if unit == 1 else size * unit, to * alignment
     content = bytes((number * 31 + at) & 0xFF for number in range(at + size))
     source, target = Block(16384), Block(16384)
     for call in call_both:
@@ -120,7 +126,7 @@ def test_a_fill_sets_exactly_its_bytes_to_the_low_byte(
 
 
 def test_hints_are_taken_for_any_address(call: Call) -> None:
-    assert call(hint)(0x10, 1 << 20) == 0
+    assert call(hint)() == 0
 
 
 @pytest.mark.parametrize("buffer", [bytearray(b"bytes"), memoryview(bytearray(b"--bytes"))[2:], b"bytes"])

@@ -20,7 +20,7 @@ I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 X86 = platform.machine() in ("x86_64", "AMD64")
 WIDE = ir.VectorType(I64, 8)
 """A cache line."""
-STREAMED_AT_ONCE = 4
+LINE, LINES_AT_ONCE = 64, 4
 
 
 def register(plain: Callable[..., int]) -> None:
@@ -105,23 +105,44 @@ def _fill(builder: Builder, to: Value, value: Value, size: Value) -> None:
     builder.call(function, [_pointer(builder, to, I8), builder.trunc(value, I32), size])
 
 
-def _copy_stream(builder: Builder, to: Value, source: Value, size: Value) -> None:
-    """Whole lines, four at a time while there are so many: all loads before the stores."""
-    line = WIDE.element.width // 8 * WIDE.count
+def _copy_ahead(builder: Builder, to: Value, source: Value, size: Value, ahead: Value) -> None:
+    _copy_lines(builder, to, source, size, ahead, builder.store, align=1)
+
+
+def _copy_stream(builder: Builder, to: Value, source: Value, size: Value, ahead: Value) -> None:
     hint = builder.module.add_metadata([ir.Constant(I32, 1)])
 
+    def store(value: Value, pointer: Value, align: int) -> None:
+        builder.store(value, pointer, align=align).set_metadata("nontemporal", hint)
+
+    _copy_lines(builder, to, source, size, ahead, store, align=LINE)
+
+
+def _copy_lines(
+    builder: Builder,
+    to: Value,
+    source: Value,
+    size: Value,
+    ahead: Value,
+    store: Callable[..., Any],
+    *,
+    align: int,
+) -> None:
+    """Whole lines, four at a time while there are so many: all loads before the stores."""
+
     def lines(count: int, offset: Value) -> None:
-        steps = [builder.add(offset, ir.Constant(I64, line * step)) for step in range(count)]
+        steps = [builder.add(offset, ir.Constant(I64, LINE * step)) for step in range(count)]
+        for step in steps:
+            _prefetch(builder, builder.add(ahead, step))
         loaded = [builder.load(_pointer(builder, builder.add(source, step), WIDE), align=1) for step in steps]
         for step, value in zip(steps, loaded, strict=True):
-            stored = builder.store(value, _pointer(builder, builder.add(to, step), WIDE), align=line)
-            stored.set_metadata("nontemporal", hint)
+            store(value, _pointer(builder, builder.add(to, step), WIDE), align=align)
 
-    block = ir.Constant(I64, line * STREAMED_AT_ONCE)
+    block = ir.Constant(I64, LINE * LINES_AT_ONCE)
     whole = builder.sub(size, builder.urem(size, block))
     with cgutils.for_range_slice(builder, ir.Constant(I64, 0), whole, block) as (offset, _):
-        lines(STREAMED_AT_ONCE, offset)
-    with cgutils.for_range_slice(builder, whole, size, ir.Constant(I64, line)) as (offset, _):
+        lines(LINES_AT_ONCE, offset)
+    with cgutils.for_range_slice(builder, whole, size, ir.Constant(I64, LINE)) as (offset, _):
         lines(1, offset)
 
 

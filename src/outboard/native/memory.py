@@ -14,7 +14,7 @@ is needed; `outboard.native.lowering` has the body that is compiled.
 import ctypes
 import mmap
 
-from outboard.native.jit import jitable, primitive
+from outboard.native.jit import primitive
 
 CACHE_LINE = 64
 
@@ -117,8 +117,19 @@ def fill(to: int, value: int, size: int) -> int:
 
 
 @primitive
-def copy_stream(to: int, source: int, size: int) -> int:
-    """Copy past the cache; ``to`` and ``size`` are multiples of 64. `drain_stream` before telling anyone."""
+def copy_ahead(to: int, source: int, size: int, ahead: int) -> int:
+    """Copy, and meanwhile begin to fetch as many bytes from ``ahead``; ``size`` is a multiple of 64.
+
+    What is fetched comes into the second-level cache; any address is allowed, but those that are nowhere
+    cost time.
+    """
+    ctypes.memmove(to, source, size)
+    return 0
+
+
+@primitive
+def copy_stream(to: int, source: int, size: int, ahead: int) -> int:
+    """As `copy_ahead`, past the cache; ``to`` is a multiple of 64. `drain_stream` before telling anyone."""
     ctypes.memmove(to, source, size)
     return 0
 
@@ -132,16 +143,6 @@ def drain_stream() -> int:
 @primitive
 def prefetch(address: int) -> int:
     """Begin to fetch a cache line into the second-level cache; any address is allowed."""
-    return 0
-
-
-@jitable
-def prefetch_range(address: int, size: int) -> int:
-    """Begin to fetch ``size`` bytes."""
-    at = address
-    while at < address + size:
-        prefetch(at)
-        at += CACHE_LINE
     return 0
 
 

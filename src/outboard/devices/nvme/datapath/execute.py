@@ -1,7 +1,8 @@
 """The fast lane: takes a batch of commands from a queue, carries it out, posts what is complete.
 
-The batch is decoded as a whole before any of it is carried out, so that one command's block is fetched
-into the cache while its predecessor's is copied. What is not for the fast lane, and what fails in it, goes
+Commands are decoded ahead of those that are carried out, so that one command's block is fetched into the
+cache while its predecessor's is copied; not all of a batch, because a host that waits goes on with the
+first completion. What is not for the fast lane, and what fails in it, goes
 to Python as it came: a copy of its 64 bytes in the slow ring. Its completion comes back by another ring.
 """
 
@@ -56,20 +57,22 @@ from outboard.native.jit import jitable
 from outboard.native.memory import (
     CACHE_LINE,
     copy,
+    copy_ahead,
     copy_stream,
     drain_stream,
     load64,
-    prefetch_range,
+    prefetch,
     store64,
 )
 from outboard.native.poller import notify
 from outboard.native.ring import GIVEN, TAKEN, give, next_free, next_given, take
 
-PREFETCHED = 8192
-"""Bytes of the next command's block that are fetched ahead: of more, the first would be gone again."""
+DECODED_AHEAD = 8
+"""Commands decoded at once. More is as fast, but a host that waits for the first completion waits longer."""
 
-STREAMED = 8192
-"""Writes up to this size go past the cache: what they replace need not be read. Beyond, memcpy does that."""
+SMALL = 8192
+"""Runs up to this size are copied line by line, the next command's lines fetched meanwhile; writes go past
+the cache, so that what they replace need not be read. For longer runs nothing beats memcpy."""
 
 ANNOUNCED_TOGETHER = 8
 """Streamed writes that share one fence before their completions are posted."""
@@ -88,25 +91,31 @@ def serve_queue(control: int, plane: int, sq: int, limit: int) -> int:
         return 0
     entries = load64(sq + SQ_BASE) + head * SQE_SIZE
     operations = load64(plane + PL_OPERATIONS)
-    segments = 0
     for number in range(wanted):
-        segments = decode(plane, sq, entries + number * SQE_SIZE, operations + number * OP_RECORD, segments)
+        prefetch(entries + number * SQE_SIZE)
+    segments = 0
+    decoded = 0
     taken = 0
     streamed = 0
     while taken < wanted:
         operation = operations + taken * OP_RECORD
+        if decoded <= taken + 1 and decoded < wanted:
+            until = min(decoded + DECODED_AHEAD, wanted)
+            while decoded < until:
+                entry = entries + decoded * SQE_SIZE
+                segments = decode(plane, sq, entry, operations + decoded * OP_RECORD, segments)
+                decoded += 1
+        ahead = source(plane, operation + OP_RECORD) if taken + 1 < wanted else 0
         kind = load64(operation + OP_KIND)
         if streamed == ANNOUNCED_TOGETHER or (streamed > 0 and kind != WRITE_MEMORY):
             announce(sq, operations, head, taken, streamed)
             streamed = 0
         if kind == WRITE_MEMORY:
-            write_memory(plane, operation)
+            write_memory(plane, operation, ahead)
             streamed += 1
         elif kind < WRITE_MEMORY:
             if kind == READ_MEMORY:
-                if taken + 1 < wanted:
-                    prefetch_block(operation + OP_RECORD)
-                read_memory(plane, operation)
+                read_memory(plane, operation, ahead)
             post(sq, following(head, taken, size), load64(operation + OP_CID), 0, 0)
         else:
             entry = entries + taken * SQE_SIZE
@@ -169,41 +178,62 @@ def tally(plane: int, operations: int, taken: int) -> int:
 
 
 @jitable
-def prefetch_block(operation: int) -> int:
-    """Begin to fetch the block of a command, if it reads memory."""
-    if load64(operation + OP_KIND) == READ_MEMORY:
-        prefetch_range(load64(operation + OP_DISK), min(load64(operation + OP_LENGTH), PREFETCHED))
+def source(plane: int, operation: int) -> int:
+    """Where a command begins to copy from: the disk, or the guest's first segment; 0 if it copies nothing."""
+    kind = load64(operation + OP_KIND)
+    if kind == READ_MEMORY:
+        return load64(operation + OP_DISK)
+    if kind == WRITE_MEMORY:
+        return load64(first_segment(plane, operation) + SEGMENT_HOST)
     return 0
 
 
 @jitable
-def read_memory(plane: int, operation: int) -> int:
-    """Copy from the disk's memory to the guest's segments; a bit bucket takes nothing."""
+def first_segment(plane: int, operation: int) -> int:
+    """The first of a command's segments."""
+    return load64(plane + PL_SEGMENTS) + load64(operation + OP_SEGMENT) * SEGMENT
+
+
+@jitable
+def read_memory(plane: int, operation: int, ahead: int) -> int:
+    """Copy from the disk's memory to the guest's segments; a bit bucket takes nothing.
+
+    What lies at ``ahead`` (0: nothing does) is fetched meanwhile.
+    """
     disk = load64(operation + OP_DISK)
-    segment = load64(plane + PL_SEGMENTS) + load64(operation + OP_SEGMENT) * SEGMENT
+    segment = first_segment(plane, operation)
+    if ahead == 0:
+        ahead = disk
     for _ in range(load64(operation + OP_SEGMENT_COUNT)):
         host = load64(segment + SEGMENT_HOST)
         size = load64(segment + SEGMENT_SIZE)
         if host != 0:
-            copy(host, disk, size)
+            if size <= SMALL and size & (CACHE_LINE - 1) == 0:
+                copy_ahead(host, disk, size, ahead)
+            else:
+                copy(host, disk, size)
         disk += size
+        ahead += size
         segment += SEGMENT
     return 0
 
 
 @jitable
-def write_memory(plane: int, operation: int) -> int:
-    """Copy from the guest's segments to the disk's memory, past the cache where that pays."""
+def write_memory(plane: int, operation: int, ahead: int) -> int:
+    """As `read_memory`, from the guest's segments to the disk's memory; past the cache where that pays."""
     disk = load64(operation + OP_DISK)
-    segment = load64(plane + PL_SEGMENTS) + load64(operation + OP_SEGMENT) * SEGMENT
+    segment = first_segment(plane, operation)
+    if ahead == 0:
+        ahead = load64(segment + SEGMENT_HOST)
     for _ in range(load64(operation + OP_SEGMENT_COUNT)):
         host = load64(segment + SEGMENT_HOST)
         size = load64(segment + SEGMENT_SIZE)
-        if size <= STREAMED and (disk | size) & (CACHE_LINE - 1) == 0:
-            copy_stream(disk, host, size)
+        if size <= SMALL and (disk | size) & (CACHE_LINE - 1) == 0:
+            copy_stream(disk, host, size, ahead)
         else:
             copy(disk, host, size)
         disk += size
+        ahead += size
         segment += SEGMENT
     return 0
 

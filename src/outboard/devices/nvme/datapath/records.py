@@ -90,7 +90,7 @@ FLUSH_FILE, READ_FILE, WRITE_FILE, DIVERT = range(5, 9)
 """What to do with a command. Those of the first row are complete when they are carried out."""
 
 BATCH = 64
-"""Commands decoded before the first is carried out."""
+"""Commands taken from a queue at once, at most."""
 
 SEGMENT_HOST, SEGMENT_SIZE = offsets(2)
 SEGMENT = 16
