@@ -112,7 +112,8 @@ def main() -> None:
     arguments.add_argument("--only", nargs="*", help="the rows whose name has one of these words")
     arguments.add_argument("--serve", default="", help="more options of `outboard nvme`")
     arguments.add_argument("--other", type=Path, help="the socket of another server's NVMe controller")
-    arguments.add_argument("--other-process", type=int, default=0, help="the process of that")
+    arguments.add_argument("--other-name", default="other", help="what the table calls that")
+    arguments.add_argument("--other-process", type=int, default=0, help="its process")
     arguments.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     arguments.add_argument("--markdown", action="store_true", help="the table as Markdown")
     arguments.add_argument("--quick", action="store_true", help="one turn of a second: a look")
@@ -133,7 +134,7 @@ def main() -> None:
         disks.append(Disk("virtio-blk", "VIRTIO"))
         if options.other:
             sockets.append(options.other)
-            disks.append(Disk("other", "", options.other_process))
+            disks.append(Disk(options.other_name, "", options.other_process))
         machine = Guest(
             sockets,
             tools=["fio"],
