@@ -207,6 +207,22 @@ def test_many_writes_at_once_large_and_small_are_all_there_when_they_are_complet
     assert struct.unpack("<Q", driver.ram.read(driver.data + 80, 8)) == (22,), "host write commands"
 
 
+def test_many_reads_at_once_large_and_small_bring_what_is_there(bench: Bench, driver: Driver) -> None:
+    blocks = [1, 32, 1, 8, 16, 32, 3, 1, 1, 16]
+    content = b"".join(number.to_bytes(4, "little") * 128 for number in range(sum(blocks)))
+    bench.device.namespaces[1].storage.write(0, content)
+    pair = driver.create_queue_pair(1, entries=64)
+    data = driver.ram.allocate(16 * PAGE)
+    at = 0
+    for count in blocks:
+        pair.submit(driver.rw(IoOpcode.READ, at, count, data + 512 * at, 512 * count))
+        at += count
+    pair.ring()
+    bench.settle()
+    assert [ended(completion) for completion in pair.poll()] == [Status.SUCCESS] * len(blocks)
+    assert driver.ram.read(data, len(content)) == content
+
+
 def test_no_command_is_taken_after_a_shutdown(bench: Bench, driver: Driver) -> None:
     pair = driver.create_queue_pair(1)
     driver.bar.write32(CC, driver.bar.read32(CC) | 1 << 14)
