@@ -287,7 +287,8 @@ def main() -> None:
     end_servers_when_killed()
     about = measure(cells, options)
     table = table_of(cells)
-    print(f"{table.markdown()}\n\n{notes(about)}" if options.markdown else f"{table.text()}\n{notes(about)}")
+    print(table.printed(markdown=options.markdown))
+    print(notes(about))
     if options.json:
         options.json.write_text(as_json(cells, about))
     if options.svg:

@@ -246,7 +246,7 @@ def main() -> None:
         print(json.dumps({f"{axis} {count} {end}": values for (axis, count, end), values in found.items()}))
         return
     table = table_of(found)
-    print(table.markdown() + "\n" if options.markdown else table.text())
+    print(table.printed(markdown=options.markdown))
     print(f"{stolen.percent():.1f} % of the time was stolen by other machines.")
 
 

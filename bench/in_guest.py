@@ -183,8 +183,7 @@ def main() -> None:
         "reads of 4 KiB a second",
         *(word for depth in DEPTHS for word in (f"depth {depth}", "server")),
     )
-    table = Table(headings, rows)
-    print(f"{table.markdown()}\n" if options.markdown else table.text())
+    print(Table(headings, rows).printed(markdown=options.markdown))
     print(f"Medians of {options.turns} runs of {options.seconds} s; server: of one processor.")
 
 

@@ -97,7 +97,7 @@ def main() -> None:
         digits = 2 if unit == "s" else 0
         rows.append((words, f"{median:.{digits}f}", f"{worst:.{digits}f}", unit, wanted))
     table = Table(("", "median", "most", "unit", "less than"), rows)
-    print(table.markdown() + "\n" if options.markdown else table.text())
+    print(table.printed(markdown=options.markdown))
     print(f"{stolen.percent():.1f} % of the time was stolen by other machines.")
 
 

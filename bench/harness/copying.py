@@ -9,6 +9,7 @@ import os
 from contextlib import suppress
 
 from harness.cores import DEVICE_CORE, in_threads
+from outboard.devices.nvme.datapath.execute import ANNOUNCED_TOGETHER, SMALL
 from outboard.drivers.nvme_measure.choose import HALF, MULTIPLIER
 from outboard.native.jit import entry
 from outboard.native.libc import monotonic_ns
@@ -16,11 +17,6 @@ from outboard.native.memory import address_of, copy, copy_ahead, copy_stream, dr
 
 AREA = 256 << 20
 BUFFERS = 32
-SMALL = 8192
-"""The largest block that is copied line by line, the next one fetched meanwhile, writes past the cache."""
-
-TOGETHER = 8
-"""Writes that share a fence."""
 
 
 @entry
@@ -55,7 +51,7 @@ def copy_in(area: int, blocks: int, buffers: int, size: int, nanoseconds: int) -
         buffer = buffers + done % BUFFERS * size
         if size <= SMALL:
             copy_stream(block, buffer, size, buffers + (done + 1) % BUFFERS * size)
-            if done % TOGETHER == 0:
+            if done % ANNOUNCED_TOGETHER == 0:
                 drain_stream()
         else:
             copy(block, buffer, size)

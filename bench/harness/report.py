@@ -23,6 +23,10 @@ class Table:
             for line in lines
         )
 
+    def printed(self, *, markdown: bool) -> str:
+        """What a program prints: Markdown, ended so that a paragraph can follow; or text."""
+        return self.markdown() + "\n" if markdown else self.text()
+
     def markdown(self) -> str:
         """A table of Markdown."""
         rule = ["---"] + ["---:"] * (len(self.headings) - 1)

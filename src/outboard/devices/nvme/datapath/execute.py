@@ -99,7 +99,7 @@ def serve_queue(control: int, plane: int, sq: int, limit: int) -> int:
     streamed = 0
     while taken < wanted:
         operation = operations + taken * OP_RECORD
-        if decoded <= taken + 1 and decoded < wanted:
+        if decoded <= taken + 1:
             until = min(decoded + DECODED_AHEAD, wanted)
             while decoded < until:
                 entry = entries + decoded * SQE_SIZE
