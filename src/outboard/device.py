@@ -60,7 +60,7 @@ class DeviceContract(Protocol):
     """What a server needs of a device. Errors become error replies; `RequestRefused` names the errno.
 
     A device may also have ``attach(loop)``, ``connected(remote)`` and ``disconnected()``; see `Device`; and
-    ``introduced(announced)``, called before ``connected``: whether the client said what it can do.
+    ``introduced(profile)``, called before ``connected``: who the client is (`outboard.server.profiles`).
     """
 
     @property

@@ -99,14 +99,6 @@ def test_capabilities_that_cannot_be_are_refused_and_end_the_connection(server: 
         client.expect_closed()
 
 
-@pytest.mark.point("P35")
-def test_a_twin_socket_is_not_promised(server: Server) -> None:
-    with RawPeer.connect(server.path) as client:
-        answer = client.negotiate(text({"twin_socket": {"supported": True}}))
-        assert b"twin_socket" not in answer.payload
-        assert answer.fds == ()
-
-
 @pytest.mark.point("P36")
 def test_a_second_version_is_refused_and_the_connection_kept(server: Server) -> None:
     with RawPeer.connect(server.path) as client:

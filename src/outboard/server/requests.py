@@ -9,7 +9,7 @@ import errno
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 from outboard.device import DeviceContract, Region
 from outboard.dma import Mapping
@@ -40,10 +40,9 @@ from outboard.protocol.messages import (
     SetIrqs,
     SetIrqsFlag,
 )
+from outboard.server.profiles import SPEC, Profile
 
 log = logging.getLogger(__name__)
-
-OnError = Literal["error", "ones"]
 
 INFO_SIZE = 16
 MAX_TRANSFER = 1 << 20
@@ -62,15 +61,16 @@ class Requests:
     """The commands of vfio-user, asked of `device`.
 
     ``table`` maps a command to its method. ``reply_fds`` are the descriptors that go with the reply of the
-    latest method called: a region's, which stay the device's own. ``client_takes_fds`` is what the client
-    said in VERSION. ``sizes`` are those of the regions, in bytes; ``read`` is how a region is read.
+    latest method called: a region's, which stay the device's own. ``sizes`` are those of the regions, in
+    bytes; ``read`` is how a region is read.
     """
 
-    def __init__(self, device: DeviceContract, on_error: OnError = "error") -> None:
+    def __init__(self, device: DeviceContract) -> None:
         self.device = device
-        self.read = device.region_read if on_error == "error" else self._read_or_ones
+        self.read = device.region_read
         self.reply_fds: Sequence[int] = ()
-        self.client_takes_fds = True
+        self._profile = SPEC
+        self._most_fds = 1
         self.sizes = tuple(region.size for region in device.regions)
         self._maps: set[tuple[int, int]] = set()
         self.table: dict[Command, Callable[[Request, Any], Message]] = {
@@ -86,6 +86,12 @@ class Requests:
             Command.REGION_WRITE_MULTI: self.region_write_multi,
             Command.DEVICE_RESET: self.device_reset,
         }
+
+    def meet(self, profile: Profile, announced_fds: int) -> None:
+        """The client is known; ``announced_fds`` are the descriptors it said it takes in a message."""
+        self._profile = profile
+        self._most_fds = announced_fds if profile.most_fds is None else profile.most_fds
+        self.read = self.device.region_read if profile.on_error == "error" else self._read_or_ones
 
     def region_read(self, request: Request, body: RegionRead) -> Message:
         """REGION_READ: `count` bytes of a region."""
@@ -124,7 +130,8 @@ class Requests:
         """DEVICE_GET_REGION_INFO, cut to what the client has room for.
 
         QEMU asks with room for the fixed part only and again with the `argsz` it is told; descriptors
-        travel only with the whole answer.
+        travel only with the whole answer. Where a client wants one for each area, those are described that
+        descriptors can be sent for.
         """
         index = body.index
         region = self._region(index)
@@ -138,14 +145,17 @@ class Requests:
         )
         if region.fd is None or not region.flags & RegionFlag.MMAP:
             return info.fitted(body.argsz)
-        if not self.client_takes_fds:
+        if not self._most_fds:
             info.flags &= ~RegionFlag.MMAP
             return info.fitted(body.argsz)
+        areas = tuple(region.areas) or ((0, region.size),)
+        if self._profile.fd_per_area:
+            areas = areas[: self._most_fds]
         # No list of areas means that the whole region may be mapped.
-        if tuple(region.areas) != ((0, region.size),):
-            info.areas = tuple(Area(offset, size) for offset, size in region.areas)
+        if self._profile.fd_per_area or areas != ((0, region.size),):
+            info.areas = tuple(Area(offset, size) for offset, size in areas)
         if body.argsz >= info.needed:
-            self.reply_fds = (region.fd,)
+            self.reply_fds = (region.fd,) * (len(areas) if self._profile.fd_per_area else 1)
         return info.fitted(body.argsz)
 
     def region_io_fds(self, request: Request, body: RegionIoFds) -> Message:
