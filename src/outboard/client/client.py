@@ -6,6 +6,7 @@ receives its interrupts, resets it.
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from types import TracebackType
 from typing import Self, TypeVar
@@ -17,7 +18,7 @@ from outboard.client.memory import AddressSpace, GuestRam
 from outboard.client.transport import SocketTransport, Transport
 from outboard.descriptors import close_all
 from outboard.errors import RemoteProtocolError
-from outboard.protocol import Capabilities, ClientConnection, Message
+from outboard.protocol import CLIENT_DEFAULTS, Capabilities, ClientConnection, Message, TwinSocket
 from outboard.protocol.messages import (
     DeviceInfo,
     DeviceReset,
@@ -52,14 +53,24 @@ class Client:
     """A connection to the vfio-user server at `path`. A context manager that closes.
 
     ``timeout`` is how long a command waits for its answer, in seconds (None: for ever). ``patience`` is how
-    long to wait for the server to listen. Not for use by several threads at once.
+    long to wait for the server to listen. ``twin_socket`` asks for a second socket for the server's own
+    commands: a device may then reach memory without a descriptor also from inside a handler
+    (`capabilities` says whether the server agreed). Not for use by several threads at once.
 
     Raises ConnectionLost when nobody listens, RemoteProtocolError when the server does not speak vfio-user.
     """
 
+    _twin_socket = False
+
     def __init__(
-        self, path: str | os.PathLike[str], *, timeout: float | None = 5.0, patience: float = 0.0
+        self,
+        path: str | os.PathLike[str],
+        *,
+        timeout: float | None = 5.0,
+        patience: float = 0.0,
+        twin_socket: bool = False,
     ) -> None:
+        self._twin_socket = twin_socket
         self._open(SocketTransport.connect(path, patience), timeout)
 
     def _open(self, transport: Transport, timeout: float | None) -> None:
@@ -75,7 +86,7 @@ class Client:
 
     def _new_connection(self) -> ClientConnection:
         """The protocol's state, with what this client offers in VERSION."""
-        return ClientConnection()
+        return ClientConnection(replace(CLIENT_DEFAULTS, twin_socket=TwinSocket(self._twin_socket)))
 
     def _start(self) -> None:
         """The first messages: VERSION and DEVICE_GET_INFO."""

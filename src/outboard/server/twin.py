@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 RECEIVE_BYTES = 128 << 10
 RECEIVE_FLAGS = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
 SEND_FLAGS = socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT
+MOST_WAITING = 8
+"""Messages that wait for a client; with more it has given none of them a look for as many deadlines."""
 
 
 class Twin:
@@ -52,6 +54,8 @@ class Twin:
         """Sends one message, or as much as the socket takes: the rest goes with `work`."""
         self._outbox.append(memoryview(data))
         self._flush()
+        if len(self._outbox) > MOST_WAITING:
+            self._give_up("the client takes nothing from its twin socket")
 
     def work(self) -> None:
         """Sends what waits and takes what has come, without waiting."""
