@@ -3,8 +3,9 @@
 Follows DMA_MAP and DMA_UNMAP of vfio-user. A range mapped with a file descriptor is shared memory:
 reading and writing it costs a copy. Each file is mapped into this process once, however many ranges
 of it the client maps (QEMU maps the same file hundreds of times while firmware runs). A range mapped
-without a descriptor is reached by messages to the client, through `GuestMemory.remote`. Compiled code
-reaches guest memory through `GuestMemory.translation`.
+without a descriptor is reached by messages to the client, through `GuestMemory.remote`, and one whose
+client asks for file I/O by system calls. Compiled code reaches guest memory through
+`GuestMemory.translation`, which has the mapped ranges alone.
 """
 
 import bisect
@@ -17,8 +18,8 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, suppre
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from outboard.errors import DmaForbidden, DmaUnmapped, RequestRefused
-from outboard.guest_files import GuestFile, GuestFiles
+from outboard.errors import DmaError, DmaForbidden, DmaUnmapped, RequestRefused
+from outboard.guest_files import GuestFile, GuestFiles, UnmappedFile
 from outboard.native import guard
 from outboard.native.translation import READ, WRITE, Translation
 
@@ -28,7 +29,7 @@ ADDRESS_SPACE = 1 << 64
 MAX_MAPS = 65535
 """Ranges a client may map at once: what VERSION announces, and QEMU accepts no more."""
 MAX_MESSAGE_TRANSFER = 64 << 20
-"""Bytes one `read` or `write` moves by message: such ranges may claim any size, and reading allocates."""
+"""Bytes one `read` or `write` moves where memory is not mapped: it claims any size, and reading allocates."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ class Mapping:
     """A range of guest memory: `size` bytes at IOVA `address`.
 
     `readable` and `writable` are the device's rights. With `fd`, the range is the file's bytes from
-    `offset` on; without, it is reached by messages.
+    `offset` on, mapped or, with `file_io`, read and written in place; without, it is reached by messages.
     """
 
     address: int
@@ -45,6 +46,7 @@ class Mapping:
     writable: bool = True
     fd: int | None = None
     offset: int = 0
+    file_io: bool = False
 
     def __str__(self) -> str:
         rights = ("r" if self.readable else "-") + ("w" if self.writable else "-")
@@ -62,15 +64,19 @@ class RemoteMemory(Protocol):
 
 
 class _Range:
-    """A mapped range, its file and the views handed out over it."""
+    """A mapped range, what is behind it and the views handed out over it.
 
-    __slots__ = ("base", "end", "file", "mapping", "start", "views")
+    ``file`` and ``unmapped`` are the file behind it, by how it is reached; both None: by messages.
+    """
 
-    def __init__(self, mapping: Mapping, file: GuestFile | None) -> None:
+    __slots__ = ("base", "end", "file", "mapping", "start", "unmapped", "views")
+
+    def __init__(self, mapping: Mapping, backing: GuestFile | UnmappedFile | None) -> None:
         self.mapping = mapping
         self.start = mapping.address
         self.end = mapping.address + mapping.size
-        self.file = file
+        self.file = backing if isinstance(backing, GuestFile) else None
+        self.unmapped = backing if isinstance(backing, UnmappedFile) else None
         self.base = mapping.offset - mapping.address
         self.views: list[weakref.ref[memoryview]] = []
 
@@ -125,7 +131,7 @@ class GuestMemory:
     def translation(self) -> Translation:
         """IOVA to addresses of this process, for compiled code; up to date from its first use on.
 
-        It has the ranges that came with a descriptor and end below 2^63, and finds nothing while `enabled`
+        It has the ranges that are mapped here and end below 2^63, and finds nothing while `enabled`
         is False. Whoever uses it in a thread belongs into `users`.
         """
         if self._translation is None:
@@ -154,33 +160,33 @@ class GuestMemory:
         """Adds a range. Takes `mapping.fd` over: it is closed here, whatever happens.
 
         Mapping the same range of the same file again changes nothing. Raises RequestRefused: EINVAL for
-        a size of 0, a range past 2^64, a descriptor that cannot be mapped or is shorter than the range;
+        a size of 0, a range past 2^64, a descriptor that cannot be used or is shorter than the range;
         EEXIST for an overlap; ENOSPC for too many ranges.
         """
         try:
-            file = self._open(mapping)
+            backing = self._open(mapping)
         finally:
             if mapping.fd is not None:
                 with suppress(OSError):
                     os.close(mapping.fd)
-        entry = _Range(replace(mapping, fd=None), file)
+        entry = _Range(replace(mapping, fd=None), backing)
         at = bisect.bisect_right(self._starts, mapping.address)
         for other in self._ranges[max(at - 1, 0) : at + 1]:
             if other.start < entry.end and entry.start < other.end:
-                self._files.release(file)
-                if other.mapping == entry.mapping and other.file is file:
+                self._files.release(backing)
+                if other.mapping == entry.mapping and (other.file or other.unmapped) is backing:
                     return
                 raise RequestRefused(
                     f"cannot map {mapping}: it overlaps {other.mapping}; unmap that first",
                     errno=errno.EEXIST,
                 )
         if len(self._ranges) >= MAX_MAPS:
-            self._files.release(file)
+            self._files.release(backing)
             raise RequestRefused(
                 f"cannot map {mapping}: {MAX_MAPS} ranges are mapped already", errno=errno.ENOSPC
             )
-        if file:
-            file.ranges += 1
+        if backing:
+            backing.ranges += 1
         with self._unused():
             self._starts.insert(at, entry.start)
             self._ranges.insert(at, entry)
@@ -209,13 +215,14 @@ class GuestMemory:
     def view(self, address: int, size: int, *, writable: bool = False) -> memoryview:
         """The guest's own bytes, without a copy; dies (ValueError on touch) when the range is unmapped.
 
-        The view has to lie inside one range that came with a descriptor. Take no slice of it that
+        The view has to lie inside one range that is mapped here. Take no slice of it that
         outlives it: only the view itself is taken back. The guest may change the bytes at any time:
         copy before checking. Raises DmaUnmapped and DmaForbidden.
         """
         entry = self._find(address, size, writable, "viewing")
         if entry.file is None or address + size > entry.end:
-            reason = "spans two ranges" if entry.file else "is reached by messages only"
+            means = "file I/O" if entry.unmapped else "messages"
+            reason = "spans two ranges" if entry.file else f"is reached by {means} only"
             raise DmaUnmapped(
                 f"{size:#x} bytes at {address:#x} cannot be viewed: it {reason}; read() or write() it",
                 address=address,
@@ -233,8 +240,8 @@ class GuestMemory:
     def read(self, address: int, size: int) -> bytes:
         """A copy of `size` bytes at IOVA `address`; may cross adjacent ranges.
 
-        Raises DmaUnmapped if any byte is not mapped, DmaForbidden if the device may not read it, and
-        what `remote` raises for ranges reached by messages.
+        Raises DmaUnmapped if any byte is not mapped, DmaForbidden if the device may not read it, DmaError
+        if file I/O fails, and what `remote` raises for ranges reached by messages.
         """
         entry = self._find(address, size, False, "reading")
         if address + size <= entry.end and entry.file is not None:
@@ -243,7 +250,7 @@ class GuestMemory:
         parts = [
             part.file.bytes[at + part.base : at + part.base + count]
             if part.file
-            else self._require_remote(at, count).read(at, count)
+            else self._read_unmapped(part, at, count)
             for part, at, count in self._split(address, size, False, "reading")
         ]
         return b"".join(parts)
@@ -266,7 +273,7 @@ class GuestMemory:
             if part.file:
                 part.file.bytes[at + part.base : at + part.base + count] = piece
             else:
-                self._require_remote(at, count).write(at, bytes(piece))
+                self._write_unmapped(part, at, piece)
             done += count
 
     @contextmanager
@@ -306,9 +313,9 @@ class GuestMemory:
         if self._translation is not None:
             self._translation.remove(entry.start)
         _kill_views(entry)
-        if entry.file:
-            entry.file.ranges -= 1
-            self._files.release(entry.file)
+        if backing := entry.file or entry.unmapped:
+            backing.ranges -= 1
+            self._files.release(backing)
         return entry.mapping
 
     def _find(self, address: int, size: int, write: bool, doing: str) -> _Range:
@@ -348,7 +355,7 @@ class GuestMemory:
             if entry.file is None and size > MAX_MESSAGE_TRANSFER:
                 raise DmaForbidden(
                     f"{doing} {size:#x} bytes at {address:#x}: more than {MAX_MESSAGE_TRANSFER:#x} bytes"
-                    " do not go by message at once; split the access",
+                    " do not go by message or file I/O at once; split the access",
                     address=address,
                     size=size,
                 )
@@ -356,6 +363,23 @@ class GuestMemory:
             at += count
             left -= count
         return iter(pieces)
+
+    def _read_unmapped(self, part: _Range, address: int, size: int) -> bytes:
+        if part.unmapped is None:
+            return self._require_remote(address, size).read(address, size)
+        try:
+            return part.unmapped.read(address + part.base, size)
+        except OSError as error:
+            raise _file_failed("reading", address, size, error) from error
+
+    def _write_unmapped(self, part: _Range, address: int, data: memoryview) -> None:
+        if part.unmapped is None:
+            self._require_remote(address, len(data)).write(address, bytes(data))
+            return
+        try:
+            part.unmapped.write(address + part.base, data)
+        except OSError as error:
+            raise _file_failed("writing", address, len(data), error) from error
 
     def _require_remote(self, address: int, size: int) -> RemoteMemory:
         if self.remote is None:
@@ -367,16 +391,25 @@ class GuestMemory:
             )
         return self.remote
 
-    def _open(self, mapping: Mapping) -> GuestFile | None:
-        """The file behind a mapping, mapped; refuses what cannot be."""
+    def _open(self, mapping: Mapping) -> GuestFile | UnmappedFile | None:
+        """The file behind a mapping; refuses what cannot be."""
         if mapping.size <= 0 or mapping.address < 0 or mapping.address + mapping.size > ADDRESS_SPACE:
             raise RequestRefused(f"cannot map {mapping}: the size is 0 or the range ends past 2^64")
         if mapping.fd is None:
             return None
+        where = (mapping.fd, mapping.offset, mapping.size)
         try:
-            return self._files.open(mapping.fd, mapping.offset, mapping.size, writable=mapping.writable)
+            if mapping.file_io:
+                return self._files.open_unmapped(*where, readable=mapping.readable, writable=mapping.writable)
+            return self._files.open(*where, writable=mapping.writable)
         except RequestRefused as error:
             raise RequestRefused(f"cannot map {mapping}: {error}", errno=error.errno) from error
+
+
+def _file_failed(doing: str, address: int, size: int, error: OSError) -> DmaError:
+    return DmaError(
+        f"{doing} {size:#x} bytes at {address:#x} by file I/O: {error.strerror}", address=address, size=size
+    )
 
 
 def _usable(view: memoryview | None) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Literal, Self, TypeVar
 
 from outboard.client.accessors import MappedRegion, RegionAccess
 from outboard.client.interrupts import Interrupt
@@ -45,6 +45,9 @@ STANDARD_HEADER = 0x40
 MSI_VECTORS = 0x70
 MAX_REGIONS, MAX_IRQS, MAX_VECTORS = 100, 50, 2048
 """More a server is not believed: the first two as in QEMU, the third as in PCI."""
+
+Access = Literal["mmap", "file"]
+ACCESS_MODES = {"mmap": DmaMapFlag.MMAP, "file": DmaMapFlag.FILE_IO}
 
 M = TypeVar("M", bound=Message)
 
@@ -179,12 +182,15 @@ class Client:
         address: int | None = None,
         *,
         shared: bool = True,
+        access: Access | None = None,
         readable: bool = True,
         writable: bool = True,
     ) -> GuestRam:
         """`size` bytes of new memory for the device to reach, at IOVA `address` (default: a free one).
 
-        With ``shared=False`` the server gets no descriptor and asks for every byte by message.
+        With ``shared=False`` the server gets no descriptor and asks for every byte by message. ``access``
+        tells it what to do with the descriptor, of which it decides otherwise: map it, or read and write it
+        (``"file"``). Servers that know no access modes refuse that with a RemoteError.
         """
         if address is None:
             address = self._memory.free_address(size)
@@ -196,7 +202,8 @@ class Client:
 
         ram = GuestRam(start, size, shared=shared, readable=readable, writable=writable, unmap=unmap)
         try:
-            self.dma_map(start, size, fd=ram.fd if shared else None, readable=readable, writable=writable)
+            fd = ram.fd if shared else None
+            self.dma_map(start, size, fd=fd, access=access, readable=readable, writable=writable)
         except BaseException:
             ram.close()
             raise
@@ -210,11 +217,13 @@ class Client:
         *,
         fd: int | None = None,
         offset: int = 0,
+        access: Access | None = None,
         readable: bool = True,
         writable: bool = True,
     ) -> None:
         """DMA_MAP: lets the device reach `size` bytes of `fd` (which stays the caller's) at `address`."""
         flags = (DmaMapFlag.READ if readable else 0) | (DmaMapFlag.WRITE if writable else 0)
+        flags |= ACCESS_MODES[access] if access else 0
         body = DmaMap(argsz=32, flags=int(flags), offset=offset, address=address, size=size)
         self._link.command(body, () if fd is None else (fd,))
 

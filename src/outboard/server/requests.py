@@ -53,7 +53,8 @@ DATA_KINDS = SetIrqsFlag.DATA_NONE | SetIrqsFlag.DATA_BOOL | SetIrqsFlag.DATA_EV
 ACTIONS = SetIrqsFlag.MASK | SetIrqsFlag.UNMASK | SetIrqsFlag.TRIGGER
 # Plain integers: on Python 3.11 the complement of a flag has only the bits its class names.
 SET_IRQS_FLAGS = int(DATA_KINDS | ACTIONS)
-DMA_MAP_FLAGS = int(DmaMapFlag.READ | DmaMapFlag.WRITE)
+DMA_ACCESS_MODES = int(DmaMapFlag.MMAP | DmaMapFlag.FILE_IO)
+DMA_MAP_FLAGS = int(DmaMapFlag.READ | DmaMapFlag.WRITE) | DMA_ACCESS_MODES
 DMA_UNMAP_FLAGS = int(DmaUnmapFlag.ALL)
 
 
@@ -201,10 +202,21 @@ class Requests:
         return Empty()
 
     def dma_map(self, request: Request, body: DmaMap) -> Message:
-        """DMA_MAP: a range of guest memory, with a descriptor or without."""
+        """DMA_MAP: a range of guest memory, with a descriptor or without.
+
+        A client may say how its descriptor is to be used: mapped, which is what happens if nothing is said,
+        or by file I/O.
+        """
         if body.flags & ~DMA_MAP_FLAGS:
             raise RequestRefused(
-                f"DMA_MAP flags {int(body.flags):#x}: only readable (1) and writable (2) are known"
+                f"DMA_MAP flags {int(body.flags):#x}: only readable (1), writable (2), and the access modes"
+                " mmap (4) and file I/O (8) are known"
+            )
+        mode = body.flags & DMA_ACCESS_MODES
+        if mode and (mode == DMA_ACCESS_MODES or not request.fds):
+            raise RequestRefused(
+                f"DMA_MAP flags {int(body.flags):#x} with {len(request.fds)} descriptors: one access mode is"
+                " possible, and needs a descriptor"
             )
         if len(request.fds) > 1:
             raise RequestRefused(f"DMA_MAP takes one descriptor, {len(request.fds)} came")
@@ -217,6 +229,7 @@ class Requests:
                 writable=bool(body.flags & DmaMapFlag.WRITE),
                 fd=fds[0] if fds else None,
                 offset=body.offset,
+                file_io=bool(mode & DmaMapFlag.FILE_IO),
             )
         )
         self._maps.add((body.address, body.size))
