@@ -4,15 +4,15 @@ vfio-user specification, "VFIO_USER_DEVICE_FEATURE": the migration states. A dec
 its registers, plain memory, configuration space and interrupts; an author adds the rest with `on_save` and
 `on_restore`. The sections of such a state (`outboard.state` has the layout):
 
-=====================  ======================================================================
-``device``             JSON: the class's name and its ``state_version``
-``config``             configuration space, raw
-``interrupts``         JSON, by index: pending bits, the MSI-X table, the level of INTx
-``registers/BAR``      JSON, one for each BAR with registers: by offset in hexadecimal, every
-                       value that is not the reset value
-``memory/BAR/OFFSET``  plain memory, raw, in blocks of 64 KiB that are not all zero
-``own/NAME``           what `on_save` gave
-=====================  ======================================================================
+======================  ======================================================================
+``device``              JSON: the class's name and its ``state_version``
+``config``              configuration space, raw
+``interrupts``          JSON, by index: pending bits, the MSI-X table, the level of INTx
+``registers/BAR``       JSON, one for each BAR with registers: by offset in hexadecimal, every
+                        value that is not the reset value
+``memory/NAME/OFFSET``  memory (`Movable.memories`), raw: blocks of 64 KiB that are not all zero
+``own/NAME``            what `on_save` gave
+======================  ======================================================================
 """
 
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
@@ -83,6 +83,17 @@ class Movable:
 
         Any KeyError, TypeError or ValueError of it says that the state is no good.
         """
+
+    def memories(self) -> dict[str, memoryview]:
+        """The memory that moves with the device, by name: the plain memory of its BARs. Extend by overriding.
+
+        While the device still runs it is saved for the first time, and what has changed once more at the end.
+        """
+        return {
+            f"{space.bar.name}@{start:#x}": memoryview(space.memory)[start:end]
+            for space in self._bar_spaces
+            for start, end in space.plain_memory
+        }
 
     def quiesced(self) -> None:
         """To be called after `on_quiesce` has returned False, when the device is quiet."""
@@ -198,9 +209,12 @@ class Movable:
         for space in self._bar_spaces:
             if space.cells:
                 _restore_registers(space, sections.pop(f"registers/{space.bar.name}"))
-            for start, end in space.plain_memory:
-                for at, size, name in _blocks(space, start, end):
-                    space.memory[at : at + size] = _of_size(sections.pop(name, bytes(size)), size)
+        for name, memory in self.memories().items():
+            for section, block in _blocks(name, memory):
+                saved = sections.pop(section, bytes(len(block)))
+                # Memory that is zero and stays so is not touched: it may be large and not there yet.
+                if block != saved:
+                    block[:] = saved
         self._interrupts.restore(interrupts)
         own = {name.removeprefix("own/"): sections.pop(name) for name in list(sections) if name[:4] == "own/"}
         if sections:
@@ -211,14 +225,13 @@ class Movable:
 
     def _memory(self, sent: Sent) -> Iterator[tuple[str, bytes]]:
         """The blocks of plain memory that ``sent`` has not in this form; it has them then."""
-        for space in self._bar_spaces:
-            for start, end in space.plain_memory:
-                for at, size, name in _blocks(space, start, end):
-                    block = bytes(space.memory[at : at + size])
-                    digest = blake2b(block, digest_size=16).digest() if any(block) else b""
-                    if sent.get(name, b"") != digest:
-                        sent[name] = digest
-                        yield name, block
+        for name, memory in self.memories().items():
+            for section, view in _blocks(name, memory):
+                block = bytes(view)
+                digest = blake2b(block, digest_size=16).digest() if block.strip(b"\0") else b""
+                if sent.get(section, b"") != digest:
+                    sent[section] = digest
+                    yield section, block
 
     def _due(self, timer: Timer | None, callback: Callable[[], None]) -> None:
         """What ``timer``, or `call_soon`, was for; it waits while the device is stopped."""
@@ -228,16 +241,10 @@ class Movable:
             callback()
 
 
-def _blocks(space: BarSpace, start: int, end: int) -> Iterator[tuple[int, int, str]]:
-    """The blocks (start, size, name of the section) of a piece of plain memory."""
-    for at in range(start, end, MEMORY_BLOCK):
-        yield at, min(MEMORY_BLOCK, end - at), f"memory/{space.bar.name}/{at:#x}"
-
-
-def _of_size(block: bytes, size: int) -> bytes:
-    if len(block) != size:
-        raise StateError(f"a block of {size} bytes of memory was saved with {len(block)}")
-    return block
+def _blocks(name: str, memory: memoryview) -> Iterator[tuple[str, memoryview]]:
+    """The blocks of a memory, by the names of their sections."""
+    for at in range(0, len(memory), MEMORY_BLOCK):
+        yield f"memory/{name}/{at:#x}", memory[at : at + MEMORY_BLOCK]
 
 
 def _restore_registers(space: BarSpace, saved: Mapping[str, int]) -> None:
