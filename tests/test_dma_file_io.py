@@ -251,3 +251,24 @@ def test_it_equals_mapped_memory_whatever_is_written(writes: list[tuple[int, byt
     for fd, memory in zip(fds, memories, strict=True):
         memory.unmap_all()
         os.close(fd)
+
+
+@pytest.mark.point("P116")
+def test_what_is_written_by_file_io_is_logged_also_where_it_fails_halfway(memory: GuestMemory) -> None:
+    fd = memory_file(8 * PAGE)
+    memory.map(file_io(0, 8 * PAGE, fd))
+    memory.start_log()
+    memory.write(PAGE - 1, b"two pages")
+    assert memory.take_dirty(0, 8 * PAGE) == b"\x03" + bytes(7)
+    memory.read(0, 8 * PAGE)
+    assert memory.take_dirty(0, 8 * PAGE) == bytes(8)
+    sealed = os.memfd_create("sealed", os.MFD_ALLOW_SEALING)
+    os.truncate(sealed, PAGE)
+    memory.map(file_io(8 * PAGE, PAGE, sealed))
+    fcntl.fcntl(sealed, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
+    with pytest.raises(DmaError):
+        memory.write(8 * PAGE - 4, b"half of it")
+    assert memory.take_dirty(0, 9 * PAGE) == b"\x80\x01" + bytes(6)
+    assert os.pread(fd, 4, 8 * PAGE - 4) == b"half"
+    os.close(fd)
+    os.close(sealed)

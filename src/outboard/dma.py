@@ -16,10 +16,11 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from outboard.errors import DmaError, DmaForbidden, DmaUnmapped, RequestRefused
-from outboard.guest_files import GuestFile, GuestFiles, UnmappedFile
+from outboard.dirty_pages import PAGE, DirtyPages, Report
+from outboard.errors import DmaForbidden, DmaUnmapped, RequestRefused
+from outboard.guest_files import GuestFile, GuestFiles, InPlace, UnmappedFile
 from outboard.native import guard
 from outboard.native.translation import READ, WRITE, Translation
 
@@ -66,28 +67,51 @@ class RemoteMemory(Protocol):
 class _Range:
     """A mapped range, what is behind it and the views handed out over it.
 
-    ``file`` and ``unmapped`` are the file behind it, by how it is reached; both None: by messages.
+    It is reached by its mapped ``file`` or ``in_place``; both None: by messages.
     """
 
-    __slots__ = ("base", "end", "file", "mapping", "start", "unmapped", "views")
+    __slots__ = ("backing", "base", "dirty", "end", "file", "in_place", "mapping", "start", "views")
 
     def __init__(self, mapping: Mapping, backing: GuestFile | UnmappedFile | None) -> None:
         self.mapping = mapping
         self.start = mapping.address
         self.end = mapping.address + mapping.size
-        self.file = backing if isinstance(backing, GuestFile) else None
-        self.unmapped = backing if isinstance(backing, UnmappedFile) else None
         self.base = mapping.offset - mapping.address
-        self.views: list[weakref.ref[memoryview]] = []
+        self.backing = backing
+        self.file = backing if isinstance(backing, GuestFile) else None
+        self.in_place = InPlace(backing, self.base) if isinstance(backing, UnmappedFile) else None
+        self.views: list[_View] = []
+        self.dirty: DirtyPages | None = None
+
+    def live_views(self) -> "list[_View]":
+        """The views that are still in use."""
+        return [view for view in self.views if _usable(view.memory())]
+
+    def mark_views(self) -> None:
+        """What can be written through a view without our knowledge counts as written."""
+        if self.dirty is not None:
+            for view in self.live_views():
+                self.dirty.mark(view.address, view.writable_size)
+
+
+class _View(NamedTuple):
+    """A view handed out: what it shows is writable for ``writable_size`` bytes at IOVA ``address``."""
+
+    memory: weakref.ref[memoryview]
+    address: int
+    writable_size: int
 
 
 class GuestMemory:
     """The ranges a client has mapped, and every access a device makes to them.
 
-    ``enabled`` is the device's bus-master switch: while it is False each access raises `DmaForbidden`.
+    ``enabled`` is the device's bus-master switch: while it is False each access raises `DmaForbidden`; so it
+    does while ``stopped``, by migration.
     ``remote`` serves ranges that came without a descriptor. ``users`` are those who look addresses up
     in threads of their own: each gives a context in which it uses no guest memory (`Poller.paused`), and
-    whatever is mapped, unmapped, allowed or forbidden changes inside of all of them.
+    whatever is mapped, unmapped, allowed or forbidden changes inside of all of them. While the client
+    logs dirty pages, they find the addresses they keep anew whenever such a context ends: one found to be
+    written to counts as written.
 
     >>> memory = GuestMemory()
     >>> fd = os.memfd_create("guest")
@@ -106,7 +130,9 @@ class GuestMemory:
     def __init__(self) -> None:
         self.remote: RemoteMemory | None = None
         self.users: list[Callable[[], AbstractContextManager[None]]] = []
+        self.logging = False
         self._enabled = True
+        self._stopped = False
         self._ranges: list[_Range] = []
         self._starts: list[int] = []
         self._files = GuestFiles()
@@ -120,12 +146,24 @@ class GuestMemory:
 
     @enabled.setter
     def enabled(self, enabled: bool) -> None:
-        if enabled == self._enabled:
+        self._switch(enabled, self._stopped)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the device is stopped, to be migrated: it reaches no memory, whatever the guest says."""
+        return self._stopped
+
+    @stopped.setter
+    def stopped(self, stopped: bool) -> None:
+        self._switch(self._enabled, stopped)
+
+    def _switch(self, enabled: bool, stopped: bool) -> None:
+        if (enabled, stopped) == (self._enabled, self._stopped):
             return
         with self._unused():
-            self._enabled = enabled
+            self._enabled, self._stopped = enabled, stopped
             if self._translation is not None:
-                self._translation.enabled = enabled
+                self._translation.enabled = enabled and not stopped
 
     @property
     def translation(self) -> Translation:
@@ -136,7 +174,7 @@ class GuestMemory:
         """
         if self._translation is None:
             self._translation = Translation()
-            self._translation.enabled = self._enabled
+            self._translation.enabled = self._enabled and not self._stopped
             for entry in self._ranges:
                 self._translate(entry)
         return self._translation
@@ -149,7 +187,7 @@ class GuestMemory:
     @property
     def live_views(self) -> int:
         """How many views handed out by `view` are still in use."""
-        return sum(_usable(ref()) for entry in self._ranges for ref in entry.views)
+        return sum(len(entry.live_views()) for entry in self._ranges)
 
     @property
     def torn(self) -> tuple[Mapping, ...]:
@@ -174,7 +212,7 @@ class GuestMemory:
         for other in self._ranges[max(at - 1, 0) : at + 1]:
             if other.start < entry.end and entry.start < other.end:
                 self._files.release(backing)
-                if other.mapping == entry.mapping and (other.file or other.unmapped) is backing:
+                if other.mapping == entry.mapping and other.backing is backing:
                     return
                 raise RequestRefused(
                     f"cannot map {mapping}: it overlaps {other.mapping}; unmap that first",
@@ -191,6 +229,8 @@ class GuestMemory:
             self._starts.insert(at, entry.start)
             self._ranges.insert(at, entry)
             self._translate(entry)
+            if self.logging:
+                self._log(entry)
 
     def unmap(self, address: int, size: int) -> Mapping:
         """Removes the range that is exactly `size` bytes at `address`, and kills the views over it.
@@ -221,7 +261,7 @@ class GuestMemory:
         """
         entry = self._find(address, size, writable, "viewing")
         if entry.file is None or address + size > entry.end:
-            means = "file I/O" if entry.unmapped else "messages"
+            means = "file I/O" if entry.in_place else "messages"
             reason = "spans two ranges" if entry.file else f"is reached by {means} only"
             raise DmaUnmapped(
                 f"{size:#x} bytes at {address:#x} cannot be viewed: it {reason}; read() or write() it",
@@ -233,8 +273,10 @@ class GuestMemory:
         if not writable:
             view = view.toreadonly()
         if len(entry.views) > 64:
-            entry.views = [ref for ref in entry.views if _usable(ref())]
-        entry.views.append(weakref.ref(view))
+            entry.views = entry.live_views()
+        entry.views.append(_View(weakref.ref(view), address, size if writable else 0))
+        if writable and entry.dirty is not None:
+            entry.dirty.mark(address, size)
         return view
 
     def read(self, address: int, size: int) -> bytes:
@@ -250,7 +292,7 @@ class GuestMemory:
         parts = [
             part.file.bytes[at + part.base : at + part.base + count]
             if part.file
-            else self._read_unmapped(part, at, count)
+            else self._reach(part, at, count).read(at, count)
             for part, at, count in self._split(address, size, False, "reading")
         ]
         return b"".join(parts)
@@ -265,16 +307,65 @@ class GuestMemory:
         if address + size <= entry.end and entry.file is not None:
             start = address + entry.base
             entry.file.bytes[start : start + size] = data
+            if entry.dirty is not None:
+                entry.dirty.mark(address, size)
             return
         source = memoryview(data)
         done = 0
         for part, at, count in list(self._split(address, size, True, "writing")):
             piece = source[done : done + count]
-            if part.file:
-                part.file.bytes[at + part.base : at + part.base + count] = piece
-            else:
-                self._write_unmapped(part, at, piece)
+            try:
+                if part.file:
+                    part.file.bytes[at + part.base : at + part.base + count] = piece
+                else:
+                    self._reach(part, at, count).write(at, bytes(piece))
+            finally:  # what fails may have stored a part
+                if part.dirty is not None:
+                    part.dirty.mark(at, count)
             done += count
+
+    def start_log(self) -> None:
+        """From now on each page that the device writes is remembered, until `take_dirty` has reported it.
+
+        What goes by message is left out: there the client itself writes.
+        """
+        with self._unused():
+            self.logging = True
+            for entry in self._ranges:
+                self._log(entry)
+
+    def stop_log(self) -> None:
+        """Pages are remembered no longer, and those that were are forgotten."""
+        with self._unused():
+            self.logging = False
+            for entry in self._ranges:
+                entry.dirty = None
+                if self._translation is not None:
+                    self._translation.log(entry.start, 0)
+
+    def take_dirty(self, address: int, size: int, page_size: int = PAGE) -> bytes:
+        """What the device has written since the last time, of ``size`` bytes at IOVA ``address``.
+
+        A bitmap in whole 64-bit words, one bit for each ``page_size`` bytes (4096 or more), the first page in
+        bit 0. It may name too many pages, never too few.
+        """
+        report = Report(address, size, page_size)
+        taken = []
+        with self._unused():
+            for entry in self._ranges:
+                if entry.dirty is not None and entry.start < address + size and address < entry.end:
+                    taken.append(entry.dirty.take(address, address + size))
+                    entry.mark_views()
+        for start, pages in taken:
+            report.add(start, pages)
+        return report.bitmap
+
+    def _log(self, entry: _Range) -> None:
+        if entry.backing:
+            entry.dirty = DirtyPages(entry.start, entry.mapping.size)
+            entry.mark_views()
+            if self._translation is not None and entry.file:
+                self._translation.log(entry.start, entry.dirty.address)
 
     @contextmanager
     def _unused(self) -> Iterator[None]:
@@ -305,6 +396,7 @@ class GuestMemory:
                 entry.mapping.size,
                 host=entry.file.address + entry.mapping.offset,
                 rights=READ * entry.mapping.readable | WRITE * entry.mapping.writable,
+                dirty=entry.dirty.address if entry.dirty else 0,
             )
 
     def _remove(self, at: int) -> Mapping:
@@ -313,9 +405,9 @@ class GuestMemory:
         if self._translation is not None:
             self._translation.remove(entry.start)
         _kill_views(entry)
-        if backing := entry.file or entry.unmapped:
-            backing.ranges -= 1
-            self._files.release(backing)
+        if entry.backing:
+            entry.backing.ranges -= 1
+            self._files.release(entry.backing)
         return entry.mapping
 
     def _find(self, address: int, size: int, write: bool, doing: str) -> _Range:
@@ -330,19 +422,13 @@ class GuestMemory:
                 size=size,
             )
         entry = self._ranges[at]
+        if self._stopped:
+            raise _forbidden(doing, address, size, ": the client has stopped the device, to migrate it")
         if not self.enabled:
-            raise DmaForbidden(
-                f"{doing} {size:#x} bytes at {address:#x}: the guest has not enabled bus mastering"
-                " (bit 2 of the PCI command register)",
-                address=address,
-                size=size,
-            )
+            reason = ": the guest has not enabled bus mastering (bit 2 of the PCI command register)"
+            raise _forbidden(doing, address, size, reason)
         if not (entry.mapping.writable if write else entry.mapping.readable):
-            raise DmaForbidden(
-                f"{doing} {size:#x} bytes at {address:#x} is not allowed: mapped are {entry.mapping}",
-                address=address,
-                size=size,
-            )
+            raise _forbidden(doing, address, size, f" is not allowed: mapped are {entry.mapping}")
         return entry
 
     def _split(self, address: int, size: int, write: bool, doing: str) -> Iterator[tuple[_Range, int, int]]:
@@ -353,35 +439,17 @@ class GuestMemory:
             entry = self._find(at, left, write, doing)
             count = min(left, entry.end - at)
             if entry.file is None and size > MAX_MESSAGE_TRANSFER:
-                raise DmaForbidden(
-                    f"{doing} {size:#x} bytes at {address:#x}: more than {MAX_MESSAGE_TRANSFER:#x} bytes"
-                    " do not go by message or file I/O at once; split the access",
-                    address=address,
-                    size=size,
-                )
+                most = f"more than {MAX_MESSAGE_TRANSFER:#x} bytes do not go by message or file I/O at once"
+                raise _forbidden(doing, address, size, f": {most}; split the access")
             pieces.append((entry, at, count))
             at += count
             left -= count
         return iter(pieces)
 
-    def _read_unmapped(self, part: _Range, address: int, size: int) -> bytes:
-        if part.unmapped is None:
-            return self._require_remote(address, size).read(address, size)
-        try:
-            return part.unmapped.read(address + part.base, size)
-        except OSError as error:
-            raise _file_failed("reading", address, size, error) from error
-
-    def _write_unmapped(self, part: _Range, address: int, data: memoryview) -> None:
-        if part.unmapped is None:
-            self._require_remote(address, len(data)).write(address, bytes(data))
-            return
-        try:
-            part.unmapped.write(address + part.base, data)
-        except OSError as error:
-            raise _file_failed("writing", address, len(data), error) from error
-
-    def _require_remote(self, address: int, size: int) -> RemoteMemory:
+    def _reach(self, part: _Range, address: int, size: int) -> RemoteMemory:
+        """What reads and writes a range that is not mapped."""
+        if part.in_place is not None:
+            return part.in_place
         if self.remote is None:
             raise DmaUnmapped(
                 f"{size:#x} bytes at {address:#x} were mapped without a descriptor and no client serves"
@@ -406,10 +474,8 @@ class GuestMemory:
             raise RequestRefused(f"cannot map {mapping}: {error}", errno=error.errno) from error
 
 
-def _file_failed(doing: str, address: int, size: int, error: OSError) -> DmaError:
-    return DmaError(
-        f"{doing} {size:#x} bytes at {address:#x} by file I/O: {error.strerror}", address=address, size=size
-    )
+def _forbidden(doing: str, address: int, size: int, reason: str) -> DmaForbidden:
+    return DmaForbidden(f"{doing} {size:#x} bytes at {address:#x}{reason}", address=address, size=size)
 
 
 def _usable(view: memoryview | None) -> bool:
@@ -423,8 +489,8 @@ def _usable(view: memoryview | None) -> bool:
 
 
 def _kill_views(entry: _Range) -> None:
-    for ref in entry.views:
-        if (view := ref()) is not None:
+    for handed_out in entry.views:
+        if (view := handed_out.memory()) is not None:
             try:
                 view.release()
             except BufferError:

@@ -16,7 +16,7 @@ import os
 import stat
 import weakref
 
-from outboard.errors import RequestRefused
+from outboard.errors import DmaError, RequestRefused
 from outboard.native.guard import Guarded
 from outboard.native.memory import address_of
 
@@ -71,15 +71,46 @@ class UnmappedFile:
             data += more
         return data
 
-    def write(self, offset: int, data: memoryview) -> None:
+    def write(self, offset: int, data: bytes) -> None:
         """Stores ``data`` at ``offset``. Raises OSError."""
-        while data:
-            written = os.pwrite(self.fd, data, offset)
-            data, offset = data[written:], offset + written
+        done = 0
+        while done < len(data):
+            done += os.pwrite(self.fd, data[done:], offset + done)
 
     def close(self) -> None:
         """Let the descriptor go."""
         os.close(self.fd)
+
+
+class InPlace:
+    """A range of guest memory in an `UnmappedFile`: IOVA plus ``base`` is the offset.
+
+    As `outboard.dma.RemoteMemory`; raises DmaError where a system call fails.
+    """
+
+    __slots__ = ("_base", "_file")
+
+    def __init__(self, file: UnmappedFile, base: int) -> None:
+        self._file, self._base = file, base
+
+    def read(self, address: int, count: int) -> bytes:
+        """The `count` bytes at IOVA `address`."""
+        try:
+            return self._file.read(address + self._base, count)
+        except OSError as error:
+            raise self._failed("reading", address, count, error) from error
+
+    def write(self, address: int, data: bytes) -> None:
+        """Stores `data` at IOVA `address`."""
+        try:
+            self._file.write(address + self._base, data)
+        except OSError as error:
+            raise self._failed("writing", address, len(data), error) from error
+
+    @staticmethod
+    def _failed(doing: str, address: int, size: int, error: OSError) -> DmaError:
+        sentence = f"{doing} {size:#x} bytes at {address:#x} by file I/O: {error.strerror}"
+        return DmaError(sentence, address=address, size=size)
 
 
 class GuestFiles:
