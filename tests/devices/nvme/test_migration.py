@@ -165,8 +165,10 @@ def servers() -> Iterator[tuple[Path, Path]]:
         for path in paths:
             command = [str(PROGRAM), "nvme", "--socket", str(path), "--serial", "MOVING"]
             command += ["--namespace", f"{disk},share=on"]
+            # A pipe that nobody reads would fill with its log, and hold it up.
+            log = stack.enter_context(path.with_suffix(".log").open("w"))
             process = stack.enter_context(
-                subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+                subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
             )
             stack.callback(process.terminate)
             assert process.stdout is not None
