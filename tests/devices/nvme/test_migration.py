@@ -177,7 +177,7 @@ def servers() -> Iterator[tuple[Path, Path]]:
 
 
 @pytest.mark.point("P114", "P116")
-@pytest.mark.parametrize("times", [20, pytest.param(1000, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("times", [100, pytest.param(1000, marks=pytest.mark.soak)])
 def test_a_live_disk_moves_between_processes_and_back(servers: tuple[Path, Path], times: int) -> None:
     vm = Vm(times)
     client = Client(servers[0], patience=60)
