@@ -51,7 +51,7 @@ class Profile:
     """Whether the device is reset when the client goes: it leaves the device running."""
 
 
-SPEC = Profile("spec", "any other client, as the specification has it", "nothing else fits")
+SPEC = Profile("spec", "one that keeps to the specification", "no other fits")
 QEMU = Profile(
     "qemu",
     "QEMU's vfio-user-pci",
@@ -98,11 +98,17 @@ PROFILES = {
 }
 
 
-def profile_named(name: str) -> Profile | None:
-    """The profile called `name`; None for ``auto``: it is detected. Raises SetupError for an unknown name."""
-    if name != "auto" and name not in PROFILES:
-        raise SetupError(f"there is no profile {name!r}: it is one of {', '.join(get_args(ProfileName))}")
-    return PROFILES.get(name)
+def chosen(profile: "ProfileName | Profile") -> Profile | None:
+    """The profile meant, by name or itself; None for ``auto``: it is detected. Raises SetupError for no name.
+
+    >>> chosen("spdk") is SPDK, chosen("auto")
+    (True, None)
+    """
+    if isinstance(profile, Profile):
+        return profile
+    if profile != "auto" and profile not in PROFILES:
+        raise SetupError(f"there is no profile {profile!r}: it is one of {', '.join(get_args(ProfileName))}")
+    return PROFILES.get(profile)
 
 
 def detect(version: Version) -> Profile:

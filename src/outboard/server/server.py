@@ -26,7 +26,7 @@ from outboard.descriptors import ANCILLARY, received
 from outboard.device import DeviceContract
 from outboard.errors import SetupError
 from outboard.loop import Loop
-from outboard.server.profiles import OnError, ProfileName, profile_named
+from outboard.server.profiles import OnError, Profile, ProfileName, chosen
 from outboard.server.session import Session
 
 log = logging.getLogger(__name__)
@@ -56,8 +56,9 @@ class Server:
     time, a second one waits its turn; when a client goes, its memory and interrupts are let go, the device
     keeps its state, and the next client is taken. A context manager that closes.
 
-    ``profile`` says what clients are taken for, instead of what they say themselves; ``on_error``, instead
-    of what the profile says, how failed requests are answered (`outboard.server.profiles`).
+    ``profile``, by name or one of your own, says what clients are taken for, instead of what they say
+    themselves; ``on_error``, instead of what the profile says, how failed requests are answered
+    (`outboard.server.profiles`).
 
     A file left by a dead server is replaced; one with a live server is not (SetupError).
     """
@@ -69,7 +70,7 @@ class Server:
         *,
         fd: int | None = None,
         on_error: OnError | None = None,
-        profile: ProfileName = "auto",
+        profile: ProfileName | Profile = "auto",
     ) -> None:
         if (path is None) == (fd is None):
             raise SetupError("a server needs a socket path or an inherited descriptor: give one of the two")
@@ -77,7 +78,7 @@ class Server:
         self.path = None if path is None else Path(path)
         self.loop = Loop()
         self._on_error = on_error
-        self._profile = profile_named(profile)
+        self._profile = chosen(profile)
         self._listener: socket.socket | None = None
         self._connection: socket.socket | None = None
         self._session: Session | None = None

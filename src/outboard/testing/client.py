@@ -12,6 +12,7 @@ from outboard.device import DeviceContract
 from outboard.errors import ConnectionLost, PeerTimeout
 from outboard.loop import Loop
 from outboard.server import Session
+from outboard.server.profiles import Profile, ProfileName, chosen
 
 TURNS = 1000
 """How often a device may put work off anew before its client goes on: one that polls never ends by itself."""
@@ -20,7 +21,7 @@ TURNS = 1000
 class InMemoryTransport:
     """A `Transport` whose server is a function call: what is sent has been handled when `send` returns."""
 
-    def __init__(self, device: DeviceContract) -> None:
+    def __init__(self, device: DeviceContract, profile: Profile | None = None) -> None:
         self.loop = Loop()
         self.loop.report = self._remember
         self._error: Exception | None = None
@@ -28,7 +29,7 @@ class InMemoryTransport:
         self._inbox: deque[tuple[bytes, Sequence[int]]] = deque()
         self._stepping = False
         self._beside: tuple[int, Callable[[], None]] | None = None
-        self._session = Session(device, self.loop, self._transmit, self._pump)
+        self._session = Session(device, self.loop, self._transmit, self._pump, profile=profile)
 
     def send(self, data: bytes, fds: Sequence[int] = (), timeout: float | None = None) -> None:
         """Hands `data` to the device's session, then runs what the device has put off."""
@@ -124,7 +125,7 @@ class TestClient(Client):
     exception of the device's own code is raised here, in the test. Leaving the block without an exception
     fails (AssertionError) when descriptors were leaked, when a DMA view is still in use, or when an access
     reached a place of a BAR that nobody handles; ``strict=False`` leaves these out. ``twin_socket`` is
-    `Client`'s.
+    `Client`'s, ``profile`` is `Server`'s.
 
     >>> from outboard import Bar, Device
     >>> class Scratch(Device):
@@ -145,12 +146,13 @@ class TestClient(Client):
         strict: bool = True,
         timeout: float | None = 5.0,
         twin_socket: bool = False,
+        profile: ProfileName | Profile = "auto",
     ) -> None:
         self.device = device
         self._twin_socket = twin_socket
         self._strict = strict
         self._open_before = _open_descriptors()
-        self._in_memory = InMemoryTransport(device)
+        self._in_memory = InMemoryTransport(device, chosen(profile))
         self._open(self._in_memory, timeout)
 
     def _start(self) -> None:

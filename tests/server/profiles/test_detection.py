@@ -4,14 +4,17 @@ import errno
 import json
 import os
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from outboard import Server
-from outboard.errors import SetupError
+from outboard.descriptors import close_all
+from outboard.errors import RemoteError, SetupError
 from outboard.protocol.messages import Version
-from outboard.server.profiles import PROFILES, detect
+from outboard.server.profiles import PROFILES, SPEC, detect
+from outboard.testing import TestClient
 from tests import raw
 from tests.raw import RawPeer
 from tests.server.conftest import Connect, Serve
@@ -97,6 +100,19 @@ def test_a_profile_that_is_given_is_not_doubted(
         client.ask(raw.dma_map(0, 8192))
         assert client.refused(raw.dma_map(4096, 8192)) == errno.EINVAL
     assert "profile libvfio-user: as told" in caplog.text
+
+
+def test_a_profile_of_ones_own_is_possible_and_so_it_is_in_memory(gadget: Gadget) -> None:
+    mine = replace(SPEC, name="mine", message_dma=False, overlap_errno=errno.EBUSY)
+    with TestClient(gadget, strict=False, profile=mine) as client:
+        client.memory(8192, 0)
+        with pytest.raises(RemoteError) as caught:
+            client.memory(8192, 4096)
+        assert caught.value.errno == errno.EBUSY
+    with TestClient(gadget, strict=False, profile="spdk") as client:
+        info, fds = client.region_info(2)
+        assert len(info.areas) == len(fds) == 2
+        close_all(fds)
 
 
 def test_how_failed_reads_are_answered_can_be_chosen_apart_from_the_profile(
