@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 from outboard.errors import SetupError
 from outboard.protocol import DmaLayout
-from outboard.protocol.messages import Version
+from outboard.protocol.messages import IoFdsLayout, Version
 
 OnError = Literal["error", "ones", "full"]
 """What a failed request is answered with. error: an error reply. ones: an error reply, but all ones where the
@@ -41,6 +41,8 @@ class Profile:
     """Whether a region's reply has one descriptor for each mappable area, or one for all."""
     most_fds: int | None = None
     """Descriptors one of our messages may carry; None: as many as the client announced."""
+    io_fds: IoFdsLayout = IoFdsLayout.SPEC
+    """How doorbells that ring by descriptor are described; libvfio-user's layout has room for shadows."""
     needs_areas: bool = False
     """Whether the client rings doorbells in mapped memory only: it is a driver, with no messages for that."""
     on_error: OnError = "error"
@@ -90,6 +92,7 @@ LIBVFIO_USER = Profile(
     "version 0.2; or 0.1 with max_msg_fds 8 and neither write_multiple nor migration",
     write_multiple=False,
     dma_layout=DmaLayout.SPEC,
+    io_fds=IoFdsLayout.LIBVFIO_USER,
     overlap_errno=errno.EINVAL,
 )
 

@@ -163,6 +163,9 @@ class TestClient(Client):
         """Runs what is due in the device, waiting up to `timeout` seconds for the first (a timer)."""
         self._link.serve_pending(timeout)
 
+    def _rung(self) -> None:
+        self.step()
+
     def close(self) -> None:
         """Ends the session and raises what the device's code has raised since."""
         super().close()
