@@ -1,4 +1,4 @@
-"""The device that libvfio-user's sample client drives: an alarm clock that reaches memory both ways, and moves."""
+"""The device of libvfio-user's sample client: an alarm that reaches memory both ways, and moves on."""
 
 import sys
 import time
@@ -31,7 +31,7 @@ class Alarm(Device):
     def ring(self, due: int) -> None:
         if due != self.due:
             return  # set anew meanwhile
-        self.intx.assert_()
+        self.intx.assert_()  # noqa: PT009
         self.intx.deassert()
         by_message, in_place = (mapping.address for mapping in self.dma.maps[:2])
         self.dma.write(in_place, CHUNKS)
