@@ -7,7 +7,7 @@ Each packet is a pseudo-header of 8 bytes and the whole message as it passed, he
     2  u8   socket: 0 the main one, 1 the twin
     3  u8   1: the packet continues the message of the packet before it, else 0
     4  u16  descriptors that came with the message
-    6  u16  0
+    6  u16  the connection: the number of the interface, which dissectors are not told
 
 Only a message longer than `PIECE` has more than one packet: Wireshark reads no larger ones. An
 interface is named after the server's socket; a packet's comment says what a filter did to the message.
@@ -91,8 +91,8 @@ class CaptureWriter:
         direction = DIRECTIONS.index(captured.direction)
         blocks = []
         for index, piece in enumerate(pieces):
-            head = (VERSION, direction, captured.socket, CONTINUES if index else 0, captured.fds, 0)
-            data = PSEUDO_HEADER.pack(*head) + piece
+            head = (VERSION, direction, captured.socket, CONTINUES if index else 0)
+            data = PSEUDO_HEADER.pack(*head, captured.fds, captured.connection & 0xFFFF) + piece
             length = len(data) + (missing if index == len(pieces) - 1 else 0)
             remark = "" if index else captured.remark
             packet = pcapng.Packet(captured.connection, captured.time, data, length, remark)
