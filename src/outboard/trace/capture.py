@@ -107,20 +107,16 @@ class CaptureWriter:
 class CaptureReader(Iterator[Captured]):
     """The messages of a capture, in its order; closes ``file`` at the end, or as a context manager.
 
-    ``connections`` are the names of those met so far. ``cut_short``: the file ended inside a packet, as
-    it does when its writer was killed; what came before is whole. Packets of other link types are passed
-    over. Raises `CaptureError` where the file is no capture of ours, or damaged.
+    ``connections`` are the names of those met so far: the list grows. ``cut_short``: the file ended inside
+    a packet, as it does when its writer was killed; what came before is whole. Packets of other link types
+    are passed over. Raises `CaptureError` where the file is no capture of ours, or damaged.
     """
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._blocks = pcapng.BlockReader(file)
+        self.connections: list[str] = []
         self._messages = self._joined()
-
-    @property
-    def connections(self) -> list[str]:
-        """The names of the connections met so far."""
-        return [interface.name for interface in self._blocks.interfaces]
 
     @property
     def cut_short(self) -> bool:
@@ -170,6 +166,7 @@ class CaptureReader(Iterator[Captured]):
     def _pieces(self) -> Iterator[tuple[bool, Captured]]:
         """Each packet: whether it continues another, and what it holds."""
         for packet in self._blocks:
+            self._meet()
             if self._blocks.interfaces[packet.interface].link_type != LINK_TYPE:
                 continue
             data, size = packet.data, PSEUDO_HEADER.size
@@ -195,6 +192,12 @@ class CaptureReader(Iterator[Captured]):
                     missing,
                 ),
             )
+        self._meet()
+
+    def _meet(self) -> None:
+        """Note the names of new connections."""
+        new = self._blocks.interfaces[len(self.connections) :]
+        self.connections += [interface.name for interface in new]
 
 
 def _join(pieces: list[Captured]) -> Captured:

@@ -20,10 +20,7 @@ LONGEST_TEXT = 1000
 
 
 class TimelineWriter:
-    """Writes a timeline into ``file`` as messages come; `close` completes it.
-
-    ``connections`` names each connection once it is met.
-    """
+    """Writes a timeline into ``file`` as messages come; `close` completes it."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
@@ -136,7 +133,7 @@ class TimelineWriter:
 
 
 def write_timeline(messages: Iterable[Described], file: TextIO, connections: Iterable[str] = ()) -> None:
-    """Writes the timeline of a whole capture into ``file``; ``connections`` are named once all were read."""
+    """Writes the timeline of a whole capture into ``file``; ``connections`` names them, at the end."""
     with TimelineWriter(file) as timeline:
         for described in messages:
             timeline.add(described)
