@@ -23,21 +23,23 @@ _COLUMNS = '"No.","%m","Source","%s","Destination","%d","Info","%i"'
 
 @dataclass(frozen=True, slots=True)
 class Tshark:
-    """A tshark that knows vfio-user: ``command`` starts it, arguments to follow."""
+    """A tshark that knows vfio-user: ``command`` starts it, arguments to follow.
+
+    ``home`` is its home directory, an empty one: whatever plugins and preferences a user has, it has none.
+    """
 
     command: tuple[str, ...]
+    home: Path
 
     def run(self, *arguments: str | Path) -> str:
         """What tshark prints. Raises `SetupError` with its complaint if it fails."""
-        # C.UTF-8: arrows and the like are printed as they are; UTC: times are the same everywhere.
-        environment = os.environ | {"LC_ALL": "C.UTF-8", "TZ": "UTC"}
         done = subprocess.run(
             [*self.command, *map(str, arguments)],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             errors="replace",
-            env=environment,
+            env=_environment(self.home),
             check=False,
         )
         if done.returncode:
@@ -56,17 +58,19 @@ class Tshark:
 def find_tshark(folder: Path, progress: Progress = silent) -> Tshark:
     """The tshark to use: ``$OUTBOARD_TSHARK``, the system's, or Debian's, fetched once.
 
-    ``folder`` is an empty one of the caller's, for as long as tshark is used: Debian's is run from there.
+    ``folder`` is an empty one of the caller's, kept for as long as tshark is used: its home, and what
+    Debian's is run from.
+
     Raises `SetupError`: none can be had; the sentence says what mends it.
     """
     if chosen := os.environ.get(TSHARK_VARIABLE):
-        if (tshark := probe((chosen,))) is None:
+        if (tshark := probe((chosen,), folder)) is None:
             raise SetupError(
                 f"{TSHARK_VARIABLE} is {chosen}, which is no tshark that reads Lua scripts (from Wireshark "
                 f"4.4 on it reads none of root's): `unset {TSHARK_VARIABLE}` or name another"
             )
         return tshark
-    if (system := shutil.which("tshark")) and (tshark := probe((system,))):
+    if (system := shutil.which("tshark")) and (tshark := probe((system,), folder)):
         return tshark
     if platform.machine() != "x86_64":
         raise SetupError(
@@ -90,27 +94,33 @@ def debian_tshark(folder: Path, progress: Progress = silent) -> Tshark:
     (folder / "plugins").mkdir()
     (folder / "plugins" / dissector().name).symlink_to(dissector())
     folders = {path.parent: None for path in closure([program], packages.libraries)}
-    tshark = Tshark((str(loader), "--library-path", ":".join(map(str, folders)), str(program)))
-    if not _knows_vfio_user(tshark.command):
+    command = str(loader), "--library-path", ":".join(map(str, folders)), str(program)
+    if not _knows_vfio_user(command, folder):
         raise SetupError(
             f"the tshark fetched from Debian does not run here: `{program}` says what is wrong; "
             f"`export {TSHARK_VARIABLE}=/path/to/tshark` to use another"
         )
-    return tshark
+    return Tshark(command, folder)
 
 
-def probe(command: Sequence[str]) -> Tshark | None:
+def probe(command: Sequence[str], home: Path) -> Tshark | None:
     """The tshark that ``command`` starts, with our dissector; None if it does not start or read it."""
     with_dissector = (*command, "-X", f"lua_script:{dissector()}")
-    return Tshark(with_dissector) if _knows_vfio_user(with_dissector) else None
+    return Tshark(with_dissector, home) if _knows_vfio_user(with_dissector, home) else None
 
 
-def _knows_vfio_user(command: Sequence[str]) -> bool:
+def _environment(home: Path) -> dict[str, str]:
+    """With UTF-8 as it is and times in UTC, so that the same is printed everywhere."""
+    return {**os.environ, "HOME": str(home), "XDG_CONFIG_HOME": str(home), "LC_ALL": "C.UTF-8", "TZ": "UTC"}
+
+
+def _knows_vfio_user(command: Sequence[str], home: Path) -> bool:
     """Whether a filter on our fields is one, over a capture without packets."""
     try:
         done = subprocess.run(
             [*command, "-r", "-", "-Y", "vfio_user.command"],
             input=pcapng.section("outboard"),
+            env=_environment(home),
             capture_output=True,
             timeout=60,
             check=False,

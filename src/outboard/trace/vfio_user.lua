@@ -46,7 +46,7 @@ local STATES = {
   [6] = "PRE_COPY", [7] = "PRE_COPY_P2P",
 }
 local ERRNOS = {
-  [0] = "unspecified", [1] = "EPERM", [2] = "ENOENT", [4] = "EINTR", [5] = "EIO", [6] = "ENXIO",
+  [0] = "none", [1] = "EPERM", [2] = "ENOENT", [4] = "EINTR", [5] = "EIO", [6] = "ENXIO",
   [7] = "E2BIG", [9] = "EBADF", [11] = "EAGAIN", [12] = "ENOMEM", [13] = "EACCES", [14] = "EFAULT",
   [16] = "EBUSY", [17] = "EEXIST", [19] = "ENODEV", [22] = "EINVAL", [24] = "EMFILE", [25] = "ENOTTY",
   [28] = "ENOSPC", [32] = "EPIPE", [34] = "ERANGE", [35] = "EDEADLK", [38] = "ENOSYS", [61] = "ENODATA",
@@ -804,7 +804,7 @@ function vfio_user.dissector(tvb, pinfo, root)
     tree:add_proto_expert_info(expert_malformed, sentence)
     words[#words + 1] = "[" .. sentence .. "]"
   elseif is_error then
-    local said = ERRNOS[errno] or ("errno " .. errno)
+    local said = errno == 0 and "without a number" or ERRNOS[errno] or ("errno " .. errno)
     tree:add_proto_expert_info(expert_error, name .. " failed: " .. said)
     words[#words + 1] = said
   else
