@@ -12,13 +12,25 @@ from pathlib import Path
 
 import pytest
 
+from outboard.errors import SetupError
 from outboard.protocol import Command, Direction, Header
-from outboard.testing.tshark import Tshark, debian_tshark
+from outboard.testing.tshark import Tshark, debian_tshark, find_tshark
 from outboard.trace import Captured, CaptureWriter, read_capture
 
 CAPTURES = sorted(Path(__file__).parent.glob("captures/*.pcapng"))
 EVERY_COMMAND = Path(__file__).parent / "captures" / "every-command.pcapng"
 WRITE = os.environ.get("OUTBOARD_GOLDEN") == "write"
+
+
+@pytest.fixture(scope="session")
+def tshark(tmp_path_factory: pytest.TempPathFactory) -> Tshark:
+    """A tshark with our dissector. Where none can be had tests are skipped; with ``CI=true`` they fail."""
+    try:
+        return find_tshark(tmp_path_factory.mktemp("tshark"))
+    except SetupError as error:
+        if os.environ.get("CI") == "true":
+            raise
+        pytest.skip(f"no tshark: {error.sentence}")
 
 
 def by_name(path: Path) -> str:
@@ -41,6 +53,7 @@ def compare(path: Path, text: str) -> None:
     """Compare with a golden file, or write it."""
     if WRITE:
         path.write_text(text)
+    assert path.exists(), "make it: OUTBOARD_GOLDEN=write pytest tests/trace/test_dissector.py"
     assert text == path.read_text()
 
 
