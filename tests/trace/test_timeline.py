@@ -9,6 +9,7 @@ from outboard.devices.nvme import Nvme
 from outboard.protocol import Command, Direction
 from outboard.protocol.messages import RegionRead, RegionReadReply, RegionWrite
 from outboard.trace import Describer, TimelineWriter, describe, read_capture, write_timeline
+from outboard.trace.timeline import MOST_OPEN
 from tests.trace.test_describe import captured
 
 CAPTURES = Path(__file__).parent / "captures"
@@ -93,3 +94,12 @@ def test_a_timeline_of_nothing_is_json() -> None:
     with TimelineWriter(file):
         pass
     assert json.loads(file.getvalue())["traceEvents"] == []
+
+
+def test_commands_that_are_never_answered_are_not_kept() -> None:
+    file = io.StringIO()
+    describer = Describer()
+    with TimelineWriter(file) as timeline:
+        for number in range(MOST_OPEN + 1):
+            timeline.add(describer.describe(captured(Command.DEVICE_RESET, id=number)))
+        assert len(events(file.getvalue() + "]}", "i")) == 1

@@ -1,8 +1,8 @@
 """Tools for testing devices, and drivers with them. Public; imports no test framework.
 
 * `client`: `TestClient`: a client and a device in one thread, without a socket
-* `tshark`: tshark that decodes captures of vfio-user
 * `guest`: virtual machines whose unmodified drivers use the device
+* `tshark`: tshark that decodes captures of vfio-user
 """
 
 from outboard.testing.client import TestClient
