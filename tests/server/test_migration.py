@@ -22,7 +22,7 @@ from tests.server.gadgets import Gadget, Handmade
 
 GET, SET, PROBE = raw.FEATURE_GET, raw.FEATURE_SET, raw.FEATURE_PROBE
 MIGRATION, STATE = raw.MIGRATION, raw.MIG_DEVICE_STATE
-START, STOP, REPORT = raw.LOG_START, raw.LOG_STOP, raw.LOG_REPORT
+START = raw.LOG_START
 S = MigrationState
 PAGE = 4096
 
