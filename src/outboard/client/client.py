@@ -5,19 +5,21 @@ receives its interrupts, resets it.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from types import TracebackType
 from typing import Self, TypeVar
 
 from outboard.client.accessors import MappedRegion, RegionAccess
+from outboard.client.doorbells import MAX_SUB_REGIONS, Doorbells
 from outboard.client.interrupts import Interrupt
 from outboard.client.link import Link
 from outboard.client.memory import AddressSpace, GuestRam
 from outboard.client.migration import Migration
 from outboard.client.transport import SocketTransport, Transport
+from outboard.client.writes import Write, batched, single
 from outboard.descriptors import close_all
-from outboard.errors import RemoteProtocolError
+from outboard.errors import RemoteError, RemoteProtocolError
 from outboard.protocol import Capabilities, ClientConnection, Message
 from outboard.protocol.messages import (
     DeviceInfo,
@@ -30,9 +32,11 @@ from outboard.protocol.messages import (
     IrqInfo,
     RegionFlag,
     RegionInfo,
+    RegionIoFds,
     RegionRead,
     RegionReadReply,
-    RegionWrite,
+    RegionWriteMulti,
+    RegionWriteMultiReply,
     SetIrqs,
     SetIrqsFlag,
 )
@@ -68,6 +72,7 @@ class Client:
         self._link = Link(transport, self._memory, timeout=timeout, connection=self._new_connection())
         self._interrupts: dict[IrqIndex, list[Interrupt]] = {}
         self._mapped: dict[int, MappedRegion] = {}
+        self._doorbells: dict[int, Doorbells] = {}
         try:
             self._start()
         except BaseException:
@@ -155,6 +160,68 @@ class Client:
             close_all(fds)
         self._mapped[index] = mapped
         return mapped
+
+    def region_io_fds(self, index: int) -> tuple[RegionIoFds, tuple[int, ...]]:
+        """DEVICE_GET_REGION_IO_FDS, asked again with more room where the server says so.
+
+        The descriptors are the caller's to close; what the server says of them is not checked.
+        """
+        argsz = RegionIoFds.LAYOUT.size
+        while True:
+            body, fds = self._link.exchange(RegionIoFds(argsz, flags=0, index=index, count=0))
+            info = _expect(body, RegionIoFds, fds)
+            if info.argsz <= argsz and info.count == len(info.sub_regions):
+                return info, fds
+            close_all(fds)
+            if argsz > RegionIoFds.LAYOUT.size or info.argsz <= argsz or info.count > MAX_SUB_REGIONS:
+                raise RemoteProtocolError(
+                    f"region {index} has {info.count} sub-regions, {MAX_SUB_REGIONS} at most are believed;"
+                    f" asked with room for {argsz} bytes, the server wants {info.argsz}"
+                )
+            argsz = info.argsz
+
+    def doorbells(self, index: int) -> Doorbells:
+        """What of BAR `index` can be rung by descriptor; anything else in it is rung by a write.
+
+        A server that does not know the message, or has none to offer, makes no difference but in speed.
+        """
+        if index in self._doorbells and not self._doorbells[index].closed:
+            return self._doorbells[index]
+        bar = self.bar(index)
+        try:
+            info, fds = self.region_io_fds(index)
+        except RemoteError:
+            info, fds = RegionIoFds(RegionIoFds.LAYOUT.size, 0, index, 0), ()
+        bells = self._doorbells[index] = Doorbells(info, fds, bar.size, bar.write, self._rung)
+        return bells
+
+    def write_many(self, writes: Iterable[Write], *, posted: bool = False) -> None:
+        """Writes (region, offset, data), in their order and without waiting for each.
+
+        Those of up to 8 bytes go together in REGION_WRITE_MULTI where the server has agreed to it. With
+        ``posted`` nothing is waited for at all. Raises RemoteError for the first message that is refused:
+        writes after it, and some of the same message, may have been done.
+        """
+        limit = self._link.transfer_limit
+        messages: Iterable[Message]
+        if self.capabilities.write_multiple:
+            messages = batched(writes, limit)
+        else:
+            messages = (message for write in writes for message in single(*write, limit))
+        if posted:
+            for message in messages:
+                self._link.post(message)
+            return
+        sent = list(messages)
+        for message, reply in zip(sent, self._link.pipeline([(body, ()) for body in sent]), strict=True):
+            wanted = len(message.writes) if isinstance(message, RegionWriteMulti) else 0
+            if isinstance(reply, RegionWriteMultiReply) and reply.count != wanted:
+                raise RemoteProtocolError(f"{reply.count} of {wanted} writes were done")
+
+    def post(self, region: int, offset: int, data: bytes) -> None:
+        """A write that nothing answers (No_reply), in order with all others: its errors are lost."""
+        for message in single(region, offset, data, self._link.transfer_limit):
+            self._link.post(message)
 
     def irq_count(self, index: IrqIndex) -> int:
         """How many vectors the device has at `index`."""
@@ -301,12 +368,15 @@ class Client:
         self._link.close()
         for mapped in self._mapped.values():
             mapped.close()
+        for bells in self._doorbells.values():
+            bells.close()
         for interrupts in self._interrupts.values():
             for interrupt in interrupts:
                 interrupt.close()
         for ram in self._memory.blocks.values():
             ram.close()
         self._mapped.clear()
+        self._doorbells.clear()
         self._interrupts.clear()
         self._memory.blocks.clear()
 
@@ -353,10 +423,11 @@ class Client:
         return b"".join(parts)
 
     def _write(self, region: int, offset: int, data: bytes) -> None:
-        step = self._link.transfer_limit
-        for at in range(0, len(data), step):
-            piece = data[at : at + step]
-            self._link.command(RegionWrite(offset + at, region, len(piece), piece))
+        for message in single(region, offset, data, self._link.transfer_limit):
+            self._link.command(message)
+
+    def _rung(self) -> None:
+        """Called after a ring by descriptor."""
 
     def _ask(self, body: Message, answer: type[M]) -> M:
         return _expect(self._link.command(body), answer, ())

@@ -27,6 +27,7 @@ from outboard.protocol.messages import (
     DmaUnmap,
     DmaUnmapFlag,
     Empty,
+    IoFdsLayout,
     IrqFlag,
     IrqInfo,
     RegionFlag,
@@ -42,6 +43,7 @@ from outboard.protocol.messages import (
     SetIrqsFlag,
 )
 from outboard.server.features import Features
+from outboard.server.io_fds import region_io_fds
 
 log = logging.getLogger(__name__)
 
@@ -64,15 +66,22 @@ class Requests:
     """The commands of vfio-user, asked of `device`.
 
     ``table`` maps a command to its method. ``reply_fds`` are the descriptors that go with the reply of the
-    latest method called: a region's, which stay the device's own. ``client_takes_fds`` is what the client
-    said in VERSION. ``sizes`` are those of the regions, in bytes; ``read`` is how a region is read.
+    latest method called: the device's own. ``client_takes_fds`` is how many the client takes in a message,
+    as it said in VERSION; ``io_fds`` is how sub-regions are laid out. ``sizes`` are those of the regions, in
+    bytes; ``read`` is how a region is read.
     """
 
-    def __init__(self, device: DeviceContract, on_error: OnError = "error") -> None:
+    def __init__(
+        self,
+        device: DeviceContract,
+        on_error: OnError = "error",
+        io_fds: IoFdsLayout = IoFdsLayout.SPEC,
+    ) -> None:
         self.device = device
         self.read = device.region_read if on_error == "error" else self._read_or_ones
         self.reply_fds: Sequence[int] = ()
-        self.client_takes_fds = True
+        self.client_takes_fds = 1
+        self.io_fds = io_fds
         self.sizes = tuple(region.size for region in device.regions)
         self.features = Features(device)
         self._maps: set[tuple[int, int]] = set()
@@ -155,14 +164,17 @@ class Requests:
         return info.fitted(body.argsz)
 
     def region_io_fds(self, request: Request, body: RegionIoFds) -> Message:
-        """DEVICE_GET_REGION_IO_FDS: no region of ours has any yet."""
+        """DEVICE_GET_REGION_IO_FDS: the device's doorbells, as far as the client takes descriptors."""
         if body.flags or body.count:
             raise RequestRefused(
                 f"flags ({body.flags:#x}) and count ({body.count}) have to be 0 in this request"
             )
         if not self._region(body.index).size:
             raise RequestRefused(f"the device has no region {body.index}")
-        return RegionIoFds(argsz=INFO_SIZE, flags=0, index=body.index, count=0)
+        offered = getattr(self.device, "io_event_fds", None) if self.client_takes_fds else None
+        parts = offered(body.index, self.io_fds is IoFdsLayout.LIBVFIO_USER) if offered else ()
+        answer, self.reply_fds = region_io_fds(body, parts, self.io_fds, self.client_takes_fds)
+        return answer
 
     def irq_info(self, request: Request, body: IrqInfo) -> Message:
         """DEVICE_GET_IRQ_INFO."""

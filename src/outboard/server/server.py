@@ -17,6 +17,7 @@ import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
@@ -26,6 +27,7 @@ from outboard.descriptors import ANCILLARY, received
 from outboard.device import DeviceContract
 from outboard.errors import SetupError
 from outboard.loop import Loop
+from outboard.protocol.messages import IoFdsLayout
 from outboard.server.requests import OnError
 from outboard.server.session import Session
 
@@ -57,6 +59,8 @@ class Server:
     keeps its state, and the next client is taken. A context manager that closes.
 
     A file left by a dead server is replaced; one with a live server is not (SetupError).
+    ``write_multiple`` offers clients REGION_WRITE_MULTI; QEMU 10.1 then queues all it sends, so it is for
+    others. ``io_fds`` is how doorbells are described to clients: libvfio-user's layout has room for shadows.
     """
 
     def __init__(
@@ -66,13 +70,24 @@ class Server:
         *,
         fd: int | None = None,
         on_error: OnError = "error",
+        write_multiple: bool = False,
+        io_fds: IoFdsLayout = IoFdsLayout.SPEC,
     ) -> None:
         if (path is None) == (fd is None):
             raise SetupError("a server needs a socket path or an inherited descriptor: give one of the two")
         self.device = device
         self.path = None if path is None else Path(path)
         self.loop = Loop()
-        self._on_error = on_error
+        self._new_session = partial(
+            Session,
+            device,
+            self.loop,
+            self._send,
+            self._pump,
+            on_error=on_error,
+            write_multiple=write_multiple,
+            io_fds=io_fds,
+        )
         self._listener: socket.socket | None = None
         self._connection: socket.socket | None = None
         self._session: Session | None = None
@@ -167,7 +182,7 @@ class Server:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, BURST_PAUSE)
         log.info("a client has connected")
         self._connection = connection
-        self._session = Session(self.device, self.loop, self._send, self._pump, on_error=self._on_error)
+        self._session = self._new_session()
         self.loop.watch(connection.fileno(), self._receive)
 
     def _receive(self) -> None:

@@ -21,7 +21,7 @@ from outboard.loop import Loop
 from outboard.protocol import Command, ErrorReply, Event, Fatal, Malformed, Reply, Request, ServerConnection
 from outboard.protocol.capabilities import SERVER_DEFAULTS, Migration
 from outboard.protocol.connection import MAX_ERRNO
-from outboard.protocol.messages import Version
+from outboard.protocol.messages import IoFdsLayout, Version
 from outboard.server.features import Features
 from outboard.server.remote_dma import MessageDma
 from outboard.server.requests import OnError, Requests
@@ -43,6 +43,7 @@ class Session:
     ``send(data, fds)`` transmits one whole message; ``pump(seconds)`` lets input arrive while the device
     waits for memory by message. ``on_error`` says what a read gets whose handler failed: an error reply,
     or, with ``"ones"``, a successful reply of all ones (for clients that cannot take an error).
+    ``write_multiple`` offers REGION_WRITE_MULTI; ``io_fds`` is how doorbells are described.
     """
 
     def __init__(
@@ -53,6 +54,8 @@ class Session:
         pump: Callable[[float], None],
         *,
         on_error: OnError = "error",
+        write_multiple: bool = False,
+        io_fds: IoFdsLayout = IoFdsLayout.SPEC,
     ) -> None:
         self.device = device
         self.closed = False
@@ -66,9 +69,10 @@ class Session:
         self._waiting: deque[Event] = deque()
         self._held_bytes = 0
         migration = Migration() if hasattr(device, "save_state") else None
-        self._connection = ServerConnection(replace(SERVER_DEFAULTS, migration=migration))
+        offer = replace(SERVER_DEFAULTS, migration=migration, write_multiple=write_multiple)
+        self._connection = ServerConnection(offer)
         self._memory = MessageDma(self, self._connection, pump)
-        self._requests = Requests(device, on_error)
+        self._requests = Requests(device, on_error, io_fds)
         self._sizes = self._requests.sizes
         _optional(device, "attach", loop)
 
@@ -192,7 +196,7 @@ class Session:
             elif request.command is Command.VERSION:
                 answer = self._connection.accept(request)
                 self._is_connected = True
-                self._requests.client_takes_fds = self._connection.peer.max_msg_fds > 0
+                self._requests.client_takes_fds = self._connection.peer.max_msg_fds
                 self._requests.features.limit = self._connection.transfer_limit
                 assert isinstance(request.body, Version)
                 _optional(self.device, "introduced", request.body.capabilities is not None)

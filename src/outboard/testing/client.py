@@ -10,6 +10,7 @@ from outboard.client import Client
 from outboard.device import DeviceContract
 from outboard.errors import ConnectionLost, PeerTimeout
 from outboard.loop import Loop
+from outboard.protocol.messages import IoFdsLayout
 from outboard.server import Session
 
 TURNS = 1000
@@ -19,14 +20,23 @@ TURNS = 1000
 class InMemoryTransport:
     """A `Transport` whose server is a function call: what is sent has been handled when `send` returns."""
 
-    def __init__(self, device: DeviceContract) -> None:
+    def __init__(
+        self, device: DeviceContract, write_multiple: bool = False, io_fds: IoFdsLayout = IoFdsLayout.SPEC
+    ) -> None:
         self.loop = Loop()
         self.loop.report = self._remember
         self._error: Exception | None = None
         self.serve_client: Callable[[], None] = lambda: None
         self._inbox: deque[tuple[bytes, Sequence[int]]] = deque()
         self._stepping = False
-        self._session = Session(device, self.loop, self._transmit, lambda seconds: self.serve_client())
+        self._session = Session(
+            device,
+            self.loop,
+            self._transmit,
+            lambda seconds: self.serve_client(),
+            write_multiple=write_multiple,
+            io_fds=io_fds,
+        )
 
     def send(self, data: bytes, fds: Sequence[int] = (), timeout: float | None = None) -> None:
         """Hands `data` to the device's session, then runs what the device has put off."""
@@ -98,7 +108,8 @@ class TestClient(Client):
     What the device has put off with ``call_soon``, and timers that are due, run before each call returns. An
     exception of the device's own code is raised here, in the test. Leaving the block without an exception
     fails (AssertionError) when descriptors were leaked, when a DMA view is still in use, or when an access
-    reached a place of a BAR that nobody handles; ``strict=False`` leaves these out.
+    reached a place of a BAR that nobody handles; ``strict=False`` leaves these out. ``write_multiple`` and
+    ``io_fds`` are the server's: see `Server`.
 
     >>> from outboard import Bar, Device
     >>> class Scratch(Device):
@@ -112,11 +123,19 @@ class TestClient(Client):
 
     __test__ = False  # its name begins like a test's
 
-    def __init__(self, device: DeviceContract, *, strict: bool = True, timeout: float | None = 5.0) -> None:
+    def __init__(
+        self,
+        device: DeviceContract,
+        *,
+        strict: bool = True,
+        timeout: float | None = 5.0,
+        write_multiple: bool = False,
+        io_fds: IoFdsLayout = IoFdsLayout.SPEC,
+    ) -> None:
         self.device = device
         self._strict = strict
         self._open_before = _open_descriptors()
-        self._in_memory = InMemoryTransport(device)
+        self._in_memory = InMemoryTransport(device, write_multiple, io_fds)
         self._open(self._in_memory, timeout)
 
     def _start(self) -> None:
@@ -126,6 +145,9 @@ class TestClient(Client):
     def step(self, timeout: float = 0.0) -> None:
         """Runs what is due in the device, waiting up to `timeout` seconds for the first (a timer)."""
         self._link.serve_pending(timeout)
+
+    def _rung(self) -> None:
+        self.step()
 
     def close(self) -> None:
         """Ends the session and raises what the device's code has raised since."""
