@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import struct
+from pathlib import Path
 
 import pytest
 
@@ -38,6 +39,21 @@ def test_the_lower_minor_version_is_agreed(server: Server, asked: int, answered:
         answer = client.ask(raw.version(0, asked))
         assert struct.unpack_from("=HH", answer.payload) == (0, answered)
         client.ask(raw.device_info())
+
+
+@pytest.mark.point("P29", "P84")
+@pytest.mark.parametrize("wanted", [True, False])
+@pytest.mark.parametrize("offered", [True, False])
+def test_write_multiple_is_agreed_only_if_both_sides_have_it(
+    gadget: Gadget, folder: Path, offered: bool, wanted: bool
+) -> None:
+    with Server(gadget, folder / "s.sock", write_multiple=offered).start() as server:
+        with RawPeer.connect(server.path) as client:
+            question = raw.version(text=text({"write_multiple": wanted}))
+            said = json.loads(client.ask(question).payload[4:-1])["capabilities"]
+            assert said.get("write_multiple", False) is (offered and wanted)
+        with RawPeer.connect(server.path) as client:
+            assert client.ask(raw.version()).size <= len(raw.version())
 
 
 @pytest.mark.point("P27")

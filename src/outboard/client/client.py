@@ -173,10 +173,14 @@ class Client:
             if info.argsz <= argsz and info.count == len(info.sub_regions):
                 return info, fds
             close_all(fds)
-            if argsz > RegionIoFds.LAYOUT.size or info.argsz <= argsz or info.count > MAX_SUB_REGIONS:
+            if info.count > MAX_SUB_REGIONS:
                 raise RemoteProtocolError(
-                    f"region {index} has {info.count} sub-regions, {MAX_SUB_REGIONS} at most are believed;"
-                    f" asked with room for {argsz} bytes, the server wants {info.argsz}"
+                    f"region {index} has {info.count} sub-regions, {MAX_SUB_REGIONS} at most are believed"
+                )
+            if argsz > RegionIoFds.LAYOUT.size or info.argsz <= argsz:
+                raise RemoteProtocolError(
+                    f"the sub-regions of region {index} were to be described in {argsz} bytes,"
+                    f" now it needs {info.argsz} for {info.count} sub-regions"
                 )
             argsz = info.argsz
 

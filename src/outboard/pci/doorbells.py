@@ -195,8 +195,9 @@ class Doorbells:
             self._watch(number, fd)
 
     def disconnect(self) -> None:
-        """The client is gone: its eventfds are closed; the values stay."""
+        """The client is gone, and perhaps its loop: the eventfds are closed; the values stay."""
         self._unwatch_all()
+        self._watcher = None
         while self._fds:
             os.close(self._fds.popitem()[1])
 
