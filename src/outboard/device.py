@@ -19,7 +19,7 @@ from outboard.native.poller import Poller
 from outboard.pci.bar import Bar, BarSpace, Ram, RomSpace, Window
 from outboard.pci.capabilities import Msi, MsiX
 from outboard.pci.config_space import COMMAND, Command, ConfigSpace
-from outboard.pci.doorbells import Doorbell, Doorbells, IoEventFd
+from outboard.pci.doorbells import Doorbell, IoEventFd
 from outboard.pci.fields import Field, check, declared
 from outboard.pci.function import Function, Identity
 from outboard.pci.interrupts import Interrupts, IrqAction, IrqData, Vector, Vectors
@@ -337,10 +337,6 @@ class Device(Movable):
         self.dma.users.remove(poller.paused)
         self._require_loop().unwatch(poller.notices)
         poller.stop()
-
-    def _every_doorbell(self) -> Iterator[Doorbells]:
-        for space in self._bar_spaces:
-            yield from space.doorbells.values()
 
     def _require_loop(self) -> Loop:
         if self.loop is None:

@@ -5,9 +5,9 @@ from fcntl import F_GETFL, F_SETFL, fcntl
 
 import pytest
 
-from outboard import Bar, Device
+from outboard import Bar, Device, state
 from outboard.device import MMAP
-from outboard.errors import DefinitionError
+from outboard.errors import DefinitionError, StateError
 from outboard.loop import Loop
 from outboard.testing.client import TestClient
 from tests.raw import open_descriptors
@@ -283,3 +283,64 @@ def test_a_handler_overridden_in_a_subclass_is_the_one_that_runs() -> None:
         assert device.take() == [("quietly", 0, None)]
         client.bar(0).write32(0x100, 4)
         assert device.take() == [("quietly", 0, 4)]
+
+
+def test_a_ring_that_a_stopped_device_has_not_heard_is_heard_where_it_goes_on(device: Ringing) -> None:
+    loop = served(device)
+    device.stop_device()
+    device.shadowed.memory[8] = 4
+    device.shadowed_crowd.memory[8 * 99] = 5
+    for fd in (device.shadowed.fd(1), device.shadowed_crowd.fd(99), device.matched.fd(1), device.plain.fd(0)):
+        signal(loop, fd)
+    assert device.take() == []
+    saved = device.save_state()
+
+    moved = Ringing()
+    elsewhere = served(moved)
+    moved.stop_device()
+    moved.restore_state(saved)
+    assert moved.take() == []
+    moved.run_device()
+    elsewhere.run_once(0)
+    rings = [("plain", 0, None), ("shadowed", 1, 4), ("matched", 1, 9), ("shadowed crowd", 99, 5)]
+    assert moved.take() == rings
+    assert moved.shadowed[1] == 4
+
+    # It may also go on where it was: the eventfds are as they were.
+    device.run_device()
+    loop.run_once(0)
+    assert sorted(device.take()) == sorted(rings)
+    for each, its_loop in ((device, loop), (moved, elsewhere)):
+        each.disconnected()
+        its_loop.close()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"values": [1, 2]},
+        {"last": [0] * 4},
+        {"waiting": [3]},
+        {"waiting": [-1]},
+        {"values": [0, 0, 1 << 32]},
+        {"values": [0, 0, -1]},
+        {"values": [0, 0, "x"]},
+        {"waiting": None},
+    ],
+)
+def test_a_state_that_doorbells_cannot_have_is_refused(device: Ringing, change: dict[str, object]) -> None:
+    sections = state.decode(device.save_state())
+    sections["doorbells/plain"] |= change
+    with pytest.raises(StateError, match="is not one of Ringing"):
+        Ringing().restore_state(state.encode(sections))
+
+
+def test_a_device_whose_client_goes_while_it_is_stopped_hears_the_next_one(device: Ringing) -> None:
+    loop = served(device)
+    device.stop_device()
+    device.disconnected()
+    device.attach(loop)
+    signal(loop, device.plain.fd(1))
+    assert device.take() == [("plain", 1, None)]
+    device.disconnected()
+    loop.close()

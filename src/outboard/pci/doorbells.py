@@ -6,7 +6,8 @@ asked, and no vCPU waits. A client that knows nothing of it writes by message, a
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+import select
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from fcntl import F_ADD_SEALS, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK, fcntl
@@ -125,6 +126,8 @@ class Doorbells:
         self._holder = holder
         self._watcher: Watcher | None = None
         self._heard = True
+        self._stopped = False
+        self._owed: list[int] = []
         self._fds: dict[int, int] = {}
         self._last = [0] * declared.count
 
@@ -150,8 +153,17 @@ class Doorbells:
     @heard.setter
     def heard(self, heard: bool) -> None:
         self._heard = heard
-        for number, fd in self._fds.items():
-            self._watch(number, fd)
+        self._watch_all()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the client has stopped the device: rings wait."""
+        return self._stopped
+
+    @stopped.setter
+    def stopped(self, stopped: bool) -> None:
+        self._stopped = stopped
+        self._watch_all()
 
     def fd(self, index: int) -> int:
         """The eventfd of a doorbell, or of a value to match; made when first asked for.
@@ -191,8 +203,7 @@ class Doorbells:
         """From now on rings by descriptor are heard through ``watcher``."""
         self._unwatch_all()
         self._watcher = watcher
-        for number, fd in self._fds.items():
-            self._watch(number, fd)
+        self._watch_all()
 
     def disconnect(self) -> None:
         """The client is gone, and perhaps its loop: the eventfds are closed; the values stay."""
@@ -205,8 +216,35 @@ class Doorbells:
         """Every value back to 0; rings not heard yet are forgotten."""
         self.memory[:] = bytes(len(self.memory))
         self._last = [0] * self.declared.count
+        self._owed.clear()
         for fd in self._fds.values():
             _take(fd)
+
+    def save(self) -> dict[str, list[int]]:
+        """What moves with a device that is stopped: the values, and the eventfds that wait to be heard."""
+        poll = select.poll()
+        numbers = {fd: number for number, fd in self._fds.items()}
+        for fd in numbers:
+            poll.register(fd, select.POLLIN)
+        waiting = {numbers[fd] for fd, _ in poll.poll(0)} | set(self._owed)
+        return {"values": [self[i] for i in range(len(self))], "last": self._last, "waiting": sorted(waiting)}
+
+    def restore(self, saved: Mapping[str, Sequence[int]]) -> None:
+        """Take back what `save` gave; `hear_owed` then rings. ValueError for what it cannot have given."""
+        numbers = range(len(self.declared.matches) or len(self))
+        if not len(saved["values"]) == len(saved["last"]) == len(self) or {*saved["waiting"]} - {*numbers}:
+            raise ValueError(f"no state of {len(self)} doorbells {self.declared.name}: {saved}")
+        self.memory[: len(self) * WORD] = b"".join(
+            value.to_bytes(self.declared.size, "little").ljust(WORD, b"\0") for value in saved["values"]
+        )
+        self._last, self._owed = list(saved["last"]), list(saved["waiting"])
+
+    def hear_owed(self) -> None:
+        """Ring what had been rung before the device was moved here."""
+        owed, self._owed = self._owed, []
+        with ExitStack() as stack:
+            for number in reversed(owed):
+                stack.callback(self._heard_by_eventfd, number)
 
     def store(self, index: int, first: int, data: bytes) -> None:
         """A ring by message: ``data`` goes to byte ``first`` of the doorbell; then the handler runs."""
@@ -219,10 +257,14 @@ class Doorbells:
         elif value in matches:
             self._ring(matches.index(value), value)
 
+    def _watch_all(self) -> None:
+        for number, fd in self._fds.items():
+            self._watch(number, fd)
+
     def _watch(self, number: int, fd: int) -> None:
         if self._watcher is None or not self.declared.handler:
             return
-        if self._heard:
+        if self._heard and not self._stopped:
             self._watcher.watch(fd, partial(self._signalled, number, fd))
         else:
             self._watcher.unwatch(fd)
@@ -234,9 +276,11 @@ class Doorbells:
 
     def _signalled(self, number: int, fd: int) -> None:
         """An eventfd is readable, or was until the client read it itself."""
+        if _take(fd):
+            self._heard_by_eventfd(number)
+
+    def _heard_by_eventfd(self, number: int) -> None:
         declared = self.declared
-        if not _take(fd):
-            return
         if declared.matches:
             self._ring(number, declared.matches[number])
         elif not declared.shared:
