@@ -4,7 +4,6 @@ import signal
 import sys
 
 from outboard import Bar, Device, Msi, Server
-from outboard.protocol.messages import IoFdsLayout
 
 QUEUES, JOB, SIZE = 4, 16, 64  # each queue: a ring of 64 jobs of 16 bytes
 
@@ -44,7 +43,7 @@ class Summer(Device):
 
 
 if __name__ == "__main__":
-    # libvfio-user's layout of the sub-regions is the one that has room for shadows.
-    with Server(Summer(), sys.argv[1], io_fds=IoFdsLayout.LIBVFIO_USER) as server:
+    # libvfio-user's clients are the ones that are told where a shadow is.
+    with Server(Summer(), sys.argv[1], profile="libvfio-user") as server:
         signal.signal(signal.SIGTERM, lambda *_: server.stop())
         server.serve_forever()

@@ -12,7 +12,7 @@ from outboard.native.poller import arm, notify, sleep, stopping
 from outboard.native.translation import READ, translate
 from outboard.native.words import Block, offsets
 from outboard.pci.doorbells import WORD
-from outboard.protocol.messages import IoFdsLayout
+from outboard.server.profiles import ProfileName
 from outboard.testing import TestClient
 
 TABLE, ADDRESS, SEEN, RUNS = offsets(4)
@@ -126,13 +126,13 @@ def test_it_ends_with_the_client_and_begins_with_the_next(device: Watcher) -> No
 
 
 @pytest.mark.usefixtures("device")
-@pytest.mark.parametrize("layout", list(IoFdsLayout))
-def test_a_loop_reads_a_doorbell_where_the_client_or_a_message_puts_it(layout: IoFdsLayout) -> None:
+@pytest.mark.parametrize("profile", ["spec", "libvfio-user"])
+def test_a_loop_reads_a_doorbell_where_the_client_or_a_message_puts_it(profile: ProfileName) -> None:
     follower = Follower()
-    with TestClient(follower, io_fds=layout) as client:
+    with TestClient(follower, profile=profile) as client:
         interrupt = client.enable_msi(1)[0]
         bell = client.doorbells(0).at(0x14)
-        assert bell.by_descriptor is (layout is IoFdsLayout.LIBVFIO_USER)
+        assert bell.by_descriptor is (profile == "libvfio-user")
         for value in (1, 2, 0xFFFF_FFFF):
             bell.ring(value)
             assert interrupt.wait() == 1

@@ -63,7 +63,7 @@ class DeviceContract(Protocol):
     """What a server needs of a device. Errors become error replies; `RequestRefused` names the errno.
 
     A device may also have ``attach(loop)``, ``connected(remote)`` and ``disconnected()``; see `Device`; and
-    ``introduced(announced)``, called before ``connected``: whether the client said what it can do; and
+    ``introduced(profile)``, called before ``connected``: who the client is (`outboard.server.profiles`); and
     ``io_event_fds(region, shadows)``: the parts of a region that a client may ring by descriptor.
     """
 

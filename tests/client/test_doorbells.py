@@ -59,7 +59,7 @@ def ring_all(client: Client) -> list[bool]:
 @pytest.mark.point("P47")
 def test_the_device_hears_the_same_whichever_way_it_is_rung() -> None:
     queue, shadowed = ("queue", 3, 3), ("shadowed", 1, 1 << 50)
-    with TestClient(device := Counter(), io_fds=IoFdsLayout.LIBVFIO_USER) as client:
+    with TestClient(device := Counter(), profile="libvfio-user") as client:
         assert ring_all(client) == [True, True, True, False, True]
         assert device.rings == [("plain", 1, None), shadowed, queue]
         assert client.bar(0).read32(0x80) == 7
@@ -71,7 +71,7 @@ def test_the_device_hears_the_same_whichever_way_it_is_rung() -> None:
 def test_over_a_socket_the_value_is_in_the_shadow_when_the_next_answer_comes(folder: Path) -> None:
     device = Counter()
     with (
-        Server(device, folder / "s.sock", io_fds=IoFdsLayout.LIBVFIO_USER).start() as server,
+        Server(device, folder / "s.sock", profile="libvfio-user").start() as server,
         Client(folder / "s.sock") as client,
     ):
         assert server.path is not None

@@ -2,12 +2,14 @@
 
 import errno
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from outboard import Bar, Client, Device, Server
 from outboard.errors import RemoteError, RemoteProtocolError
+from outboard.server.profiles import SPEC
 from outboard.testing.client import TestClient
 from tests import raw
 from tests.client.conftest import Stage, greet, wait_for_end
@@ -150,7 +152,7 @@ def test_a_posted_write_is_one_message_without_reply_however_short(play: Stage) 
 def test_a_thousand_writes_arrive_in_order_before_the_read_that_follows(folder: Path, multiple: bool) -> None:
     writes = [(0, 8 * (number % 1000), number.to_bytes(8, "little")) for number in range(3000)]
     device = Log()
-    served = Server(device, folder / "s.sock", write_multiple=multiple)
+    served = Server(device, folder / "s.sock", profile=replace(SPEC, write_multiple=multiple))
     with served.start(), Client(folder / "s.sock") as client:
         assert client.capabilities.write_multiple is multiple
         client.write_many(writes)
@@ -164,7 +166,7 @@ def test_a_thousand_writes_arrive_in_order_before_the_read_that_follows(folder: 
 
 @pytest.mark.parametrize("multiple", [False, True])
 def test_a_refused_write_is_told_unless_it_was_posted(multiple: bool) -> None:
-    with TestClient(Log(), write_multiple=multiple) as client:
+    with TestClient(Log(), profile=replace(SPEC, write_multiple=multiple)) as client:
         with pytest.raises(RemoteError) as refusal:
             client.write_many([(0, 0, b"good"), (0, 0x4000, b"far")])
         assert refusal.value.errno == errno.EINVAL

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from outboard import Client
-from outboard.protocol.messages import IoFdsLayout
+from outboard.server.profiles import ProfileName
 from outboard.testing.client import TestClient
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "03_doorbell.py"
@@ -43,10 +43,10 @@ def exercise(client: Client, by_descriptor: bool) -> None:
     client.doorbells(0).at(0x900, 2).ring(0xDEAD)
 
 
-@pytest.mark.parametrize("layout", list(IoFdsLayout))
-def test_jobs_are_done_whichever_way_the_client_rings(summer: Any, layout: IoFdsLayout) -> None:
-    with TestClient(summer, io_fds=layout) as client:
-        exercise(client, layout is IoFdsLayout.LIBVFIO_USER)
+@pytest.mark.parametrize("profile", ["spec", "libvfio-user"])
+def test_jobs_are_done_whichever_way_the_client_rings(summer: Any, profile: ProfileName) -> None:
+    with TestClient(summer, profile=profile) as client:
+        exercise(client, profile == "libvfio-user")
         assert summer.heads == [0] * 4
         assert summer.tail[1] == 0
 

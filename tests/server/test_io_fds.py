@@ -6,12 +6,14 @@ import select
 import struct
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from outboard import Bar, Device, Server
 from outboard.protocol.messages import IoFdsLayout
+from outboard.server.profiles import SPEC
 from tests import raw
 from tests.raw import Message, RawPeer, open_descriptors
 
@@ -68,7 +70,7 @@ def dial(device: Bells, folder: Path) -> Iterator[Dial]:
 
     def connect(layout: IoFdsLayout = IoFdsLayout.SPEC, fds: int = 16) -> RawPeer:
         path = folder / f"{len(servers)}.sock"
-        servers.append(Server(device, path, io_fds=layout).start())
+        servers.append(Server(device, path, profile=replace(SPEC, io_fds=layout)).start())
         peers.append(RawPeer.connect(path))
         peers[-1].negotiate(b'{"capabilities":{"max_msg_fds":%d}}\0' % fds)
         return peers[-1]

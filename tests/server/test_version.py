@@ -4,11 +4,13 @@ import errno
 import json
 import os
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from outboard import Server
+from outboard.server.profiles import SPEC
 from tests import raw
 from tests.raw import RawPeer
 from tests.server.conftest import Connect, Serve
@@ -47,7 +49,7 @@ def test_the_lower_minor_version_is_agreed(server: Server, asked: int, answered:
 def test_write_multiple_is_agreed_only_if_both_sides_have_it(
     gadget: Gadget, folder: Path, offered: bool, wanted: bool
 ) -> None:
-    with Server(gadget, folder / "s.sock", write_multiple=offered).start() as server:
+    with Server(gadget, folder / "s.sock", profile=replace(SPEC, write_multiple=offered)).start() as server:
         with RawPeer.connect(server.path) as client:
             question = raw.version(text=text({"write_multiple": wanted}))
             said = json.loads(client.ask(question).payload[4:-1])["capabilities"]
@@ -115,14 +117,6 @@ def test_capabilities_that_cannot_be_are_refused_and_end_the_connection(server: 
     with RawPeer.connect(server.path) as client:
         assert client.refused(raw.version(text=said)) == errno.EINVAL
         client.expect_closed()
-
-
-@pytest.mark.point("P35")
-def test_a_twin_socket_is_not_promised(server: Server) -> None:
-    with RawPeer.connect(server.path) as client:
-        answer = client.negotiate(text({"twin_socket": {"supported": True}}))
-        assert b"twin_socket" not in answer.payload
-        assert answer.fds == ()
 
 
 @pytest.mark.point("P36")

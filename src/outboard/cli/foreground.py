@@ -10,11 +10,18 @@ from outboard.cli.qemu_command import device_argument, shell
 from outboard.device import DeviceContract
 from outboard.errors import SetupError
 from outboard.server import Server
+from outboard.server.profiles import ProfileName
 from outboard.testing.guest.command_line import Attach
 
 
 def serve_in_foreground(
-    device: DeviceContract, socket: Path | None, fd: int | None, *, title: str, bootable: bool = False
+    device: DeviceContract,
+    socket: Path | None,
+    fd: int | None,
+    *,
+    title: str,
+    bootable: bool = False,
+    profile: ProfileName = "auto",
 ) -> None:
     """Serve ``device`` on one of ``socket`` and ``fd``; print how QEMU is attached; return when ended.
 
@@ -24,7 +31,7 @@ def serve_in_foreground(
     if (socket is None) == (fd is None):
         raise SetupError("a device needs a place to listen on: give one of --socket PATH and --fd N")
     logging.basicConfig(level=logging.INFO, format="outboard: %(message)s")
-    server = Server(device, socket, fd=fd)
+    server = Server(device, socket, fd=fd, profile=profile)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.stop())
     with server:

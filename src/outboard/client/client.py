@@ -6,9 +6,10 @@ receives its interrupts, resets it.
 
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Literal, Self, TypeVar
 
 from outboard.client.accessors import MappedRegion, RegionAccess
 from outboard.client.doorbells import MAX_SUB_REGIONS, Doorbells
@@ -20,7 +21,7 @@ from outboard.client.transport import SocketTransport, Transport
 from outboard.client.writes import Write, batched, single
 from outboard.descriptors import close_all
 from outboard.errors import RemoteError, RemoteProtocolError
-from outboard.protocol import Capabilities, ClientConnection, Message
+from outboard.protocol import CLIENT_DEFAULTS, Capabilities, ClientConnection, Message, TwinSocket
 from outboard.protocol.messages import (
     DeviceInfo,
     DeviceReset,
@@ -50,6 +51,9 @@ MSI_VECTORS = 0x70
 MAX_REGIONS, MAX_IRQS, MAX_VECTORS = 100, 50, 2048
 """More a server is not believed: the first two as in QEMU, the third as in PCI."""
 
+Access = Literal["mmap", "file"]
+ACCESS_MODES = {"mmap": DmaMapFlag.MMAP, "file": DmaMapFlag.FILE_IO}
+
 M = TypeVar("M", bound=Message)
 
 
@@ -57,14 +61,24 @@ class Client:
     """A connection to the vfio-user server at `path`. A context manager that closes.
 
     ``timeout`` is how long a command waits for its answer, in seconds (None: for ever). ``patience`` is how
-    long to wait for the server to listen. Not for use by several threads at once.
+    long to wait for the server to listen. ``twin_socket`` asks for a second socket for the server's own
+    commands: a device may then reach memory without a descriptor also from inside a handler
+    (`capabilities` says whether the server agreed). Not for use by several threads at once.
 
     Raises ConnectionLost when nobody listens, RemoteProtocolError when the server does not speak vfio-user.
     """
 
+    _twin_socket = False
+
     def __init__(
-        self, path: str | os.PathLike[str], *, timeout: float | None = 5.0, patience: float = 0.0
+        self,
+        path: str | os.PathLike[str],
+        *,
+        timeout: float | None = 5.0,
+        patience: float = 0.0,
+        twin_socket: bool = False,
     ) -> None:
+        self._twin_socket = twin_socket
         self._open(SocketTransport.connect(path, patience), timeout)
 
     def _open(self, transport: Transport, timeout: float | None) -> None:
@@ -81,7 +95,7 @@ class Client:
 
     def _new_connection(self) -> ClientConnection:
         """The protocol's state, with what this client offers in VERSION."""
-        return ClientConnection()
+        return ClientConnection(replace(CLIENT_DEFAULTS, twin_socket=TwinSocket(self._twin_socket)))
 
     def _start(self) -> None:
         """The first messages: VERSION and DEVICE_GET_INFO."""
@@ -240,12 +254,15 @@ class Client:
         address: int | None = None,
         *,
         shared: bool = True,
+        access: Access | None = None,
         readable: bool = True,
         writable: bool = True,
     ) -> GuestRam:
         """`size` bytes of new memory for the device to reach, at IOVA `address` (default: a free one).
 
-        With ``shared=False`` the server gets no descriptor and asks for every byte by message.
+        With ``shared=False`` the server gets no descriptor and asks for every byte by message. ``access``
+        tells it what to do with the descriptor, of which it decides otherwise: map it, or read and write it
+        (``"file"``). Servers that know no access modes refuse that with a RemoteError.
         """
         if address is None:
             address = self._memory.free_address(size)
@@ -257,7 +274,8 @@ class Client:
 
         ram = GuestRam(start, size, shared=shared, readable=readable, writable=writable, unmap=unmap)
         try:
-            self.dma_map(start, size, fd=ram.fd if shared else None, readable=readable, writable=writable)
+            fd = ram.fd if shared else None
+            self.dma_map(start, size, fd=fd, access=access, readable=readable, writable=writable)
         except BaseException:
             ram.close()
             raise
@@ -271,11 +289,13 @@ class Client:
         *,
         fd: int | None = None,
         offset: int = 0,
+        access: Access | None = None,
         readable: bool = True,
         writable: bool = True,
     ) -> None:
         """DMA_MAP: lets the device reach `size` bytes of `fd` (which stays the caller's) at `address`."""
         flags = (DmaMapFlag.READ if readable else 0) | (DmaMapFlag.WRITE if writable else 0)
+        flags |= ACCESS_MODES[access] if access else 0
         body = DmaMap(argsz=32, flags=int(flags), offset=offset, address=address, size=size)
         self._link.command(body, () if fd is None else (fd,))
 

@@ -17,7 +17,6 @@ import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
@@ -27,8 +26,7 @@ from outboard.descriptors import ANCILLARY, received
 from outboard.device import DeviceContract
 from outboard.errors import SetupError
 from outboard.loop import Loop
-from outboard.protocol.messages import IoFdsLayout
-from outboard.server.requests import OnError
+from outboard.server.profiles import OnError, Profile, ProfileName, chosen
 from outboard.server.session import Session
 
 log = logging.getLogger(__name__)
@@ -58,9 +56,11 @@ class Server:
     time, a second one waits its turn; when a client goes, its memory and interrupts are let go, the device
     keeps its state, and the next client is taken. A context manager that closes.
 
+    ``profile``, by name or one of your own, says what clients are taken for, instead of what they say
+    themselves; ``on_error``, instead of what the profile says, how failed requests are answered
+    (`outboard.server.profiles`).
+
     A file left by a dead server is replaced; one with a live server is not (SetupError).
-    ``write_multiple`` offers clients REGION_WRITE_MULTI; QEMU 10.1 then queues all it sends, so it is for
-    others. ``io_fds`` is how doorbells are described to clients: libvfio-user's layout has room for shadows.
     """
 
     def __init__(
@@ -69,25 +69,16 @@ class Server:
         path: str | os.PathLike[str] | None = None,
         *,
         fd: int | None = None,
-        on_error: OnError = "error",
-        write_multiple: bool = False,
-        io_fds: IoFdsLayout = IoFdsLayout.SPEC,
+        on_error: OnError | None = None,
+        profile: ProfileName | Profile = "auto",
     ) -> None:
         if (path is None) == (fd is None):
             raise SetupError("a server needs a socket path or an inherited descriptor: give one of the two")
         self.device = device
         self.path = None if path is None else Path(path)
         self.loop = Loop()
-        self._new_session = partial(
-            Session,
-            device,
-            self.loop,
-            self._send,
-            self._pump,
-            on_error=on_error,
-            write_multiple=write_multiple,
-            io_fds=io_fds,
-        )
+        self._on_error = on_error
+        self._profile = chosen(profile)
         self._listener: socket.socket | None = None
         self._connection: socket.socket | None = None
         self._session: Session | None = None
@@ -182,7 +173,14 @@ class Server:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, BURST_PAUSE)
         log.info("a client has connected")
         self._connection = connection
-        self._session = self._new_session()
+        self._session = Session(
+            self.device,
+            self.loop,
+            self._send,
+            self._pump,
+            on_error=self._on_error,
+            profile=self._profile,
+        )
         self.loop.watch(connection.fileno(), self._receive)
 
     def _receive(self) -> None:
@@ -211,7 +209,7 @@ class Server:
             return False
         session.feed(data, fds)
         if session.closed and self._session is session:
-            self._disconnect("the client broke the protocol")
+            self._disconnect("the conversation has ended")
         return self._session is session
 
     def _send(self, data: bytes, fds: Sequence[int] = ()) -> None:
@@ -259,19 +257,37 @@ class Server:
         connection, session = self._connection, self._session
         if connection is None or session is None:
             return
+        twin = session.twin
         poll = select.poll()
-        poll.register(connection, select.POLLIN | (select.POLLOUT if self._outbox else 0))
+        # A handler that waits for memory is left alone by the next request, but not when the client goes.
+        requests = 0 if session.in_handler else select.POLLIN
+        poll.register(connection, requests | (select.POLLOUT if self._outbox else 0))
         poll.register(self.loop.waker, select.POLLIN)
+        if twin is not None and not twin.closed:
+            poll.register(twin.fd, twin.events)
         for fd, events in poll.poll(seconds * 1000):
             if fd == self.loop.waker:
                 self.loop.drain()
                 if self.loop.stopped:
-                    self._disconnect("the server ends")
-                continue
-            if events & select.POLLOUT:
-                self._flush()
-            if events & ~select.POLLOUT and self._connection is connection:
-                self._receive_message(connection, session, RECEIVE_FLAGS)
+                    self._leave(session, "the server ends")
+            elif twin is not None and fd == twin.fd:
+                twin.work()
+            else:
+                if events & select.POLLOUT:
+                    self._flush()
+                if not events & ~select.POLLOUT or self._connection is not connection:
+                    continue
+                if session.in_handler:
+                    self._leave(session, "the client has gone")
+                else:
+                    self._receive_message(connection, session, RECEIVE_FLAGS)
+
+    def _leave(self, session: Session, why: str) -> None:
+        """Lets the client go: now, or when the handler that waits for its memory has returned."""
+        if session.in_handler:
+            session.closed = True
+        else:
+            self._disconnect(why)
 
     def _disconnect(self, why: str) -> None:
         session, connection = self._session, self._connection
