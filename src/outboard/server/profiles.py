@@ -41,10 +41,10 @@ class Profile:
     """Whether a region's reply has one descriptor for each mappable area, or one for all."""
     most_fds: int | None = None
     """Descriptors one of our messages may carry; None: as many as the client announced."""
+    io_fds: IoFdsLayout = IoFdsLayout.SPEC
+    """How doorbells that ring by descriptor are described; libvfio-user's layout has room for shadows."""
     needs_areas: bool = False
     """Whether the client rings doorbells in mapped memory only: it is a driver, with no messages for that."""
-    io_fds: IoFdsLayout = IoFdsLayout.SPEC
-    """How the places that can be rung by descriptor are described; libvfio-user's has room for shadows."""
     on_error: OnError = "error"
     """What a failed request is answered with."""
     overlap_errno: int = errno.EEXIST

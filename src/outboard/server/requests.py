@@ -66,8 +66,8 @@ class Requests:
     """The commands of vfio-user, asked of `device`.
 
     ``table`` maps a command to its method. ``reply_fds`` are the descriptors that go with the reply of the
-    latest method called: a region's, which stay the device's own. ``sizes`` are those of the regions, in
-    bytes; ``read`` is how a region is read.
+    latest method called: the device's own. ``sizes`` are those of the regions, in bytes; ``read`` is how a
+    region is read.
     """
 
     def __init__(self, device: DeviceContract) -> None:
@@ -175,8 +175,8 @@ class Requests:
             )
         if not self._region(body.index).size:
             raise RequestRefused(f"the device has no region {body.index}")
-        offered = getattr(self.device, "io_event_fds", None) if self._most_fds else None
         layout = self._profile.io_fds
+        offered = getattr(self.device, "io_event_fds", None) if self._most_fds else None
         parts = offered(body.index, layout is IoFdsLayout.LIBVFIO_USER) if offered else ()
         answer, self.reply_fds = region_io_fds(body, parts, layout, self._most_fds)
         return answer

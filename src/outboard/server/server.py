@@ -17,6 +17,7 @@ import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
@@ -77,8 +78,15 @@ class Server:
         self.device = device
         self.path = None if path is None else Path(path)
         self.loop = Loop()
-        self._on_error = on_error
-        self._profile = chosen(profile)
+        self._new_session = partial(
+            Session,
+            device,
+            self.loop,
+            self._send,
+            self._pump,
+            on_error=on_error,
+            profile=chosen(profile),
+        )
         self._listener: socket.socket | None = None
         self._connection: socket.socket | None = None
         self._session: Session | None = None
@@ -173,14 +181,7 @@ class Server:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, BURST_PAUSE)
         log.info("a client has connected")
         self._connection = connection
-        self._session = Session(
-            self.device,
-            self.loop,
-            self._send,
-            self._pump,
-            on_error=self._on_error,
-            profile=self._profile,
-        )
+        self._session = self._new_session()
         self.loop.watch(connection.fileno(), self._receive)
 
     def _receive(self) -> None:
