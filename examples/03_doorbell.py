@@ -43,7 +43,7 @@ class Summer(Device):
 
 
 if __name__ == "__main__":
-    # libvfio-user's layout of the sub-regions is the one that has room for shadows.
+    # libvfio-user's clients are the ones that are told where a shadow is.
     with Server(Summer(), sys.argv[1], profile="libvfio-user") as server:
         signal.signal(signal.SIGTERM, lambda *_: server.stop())
         server.serve_forever()
