@@ -190,6 +190,7 @@ def test_posted_and_batched_writes_get_no_reply_even_when_they_fail(qemu: Qemu) 
 
 @pytest.mark.point("P98", "P149")
 def test_qemu_clears_a_space_in_which_nothing_is_mapped(qemu: Qemu, gadget: Gadget) -> None:
+    qemu.peer.negotiate()
     for address in (0, 1 << 39, 1 << 63):
         answer = qemu.ask(raw.dma_unmap, address, 1 << 39)
         assert struct.unpack("=IIQQ", answer) == (24, 0, address, 1 << 39)
