@@ -200,7 +200,7 @@ class BitField(Field[T]):
         )
         self.register, self.high, self.low = register, high, low
         self.ones = (1 << (high - low + 1)) - 1
-        self._kind = kind
+        self.kind = kind
 
     @overload
     def __get__(self, instance: None, owner: type) -> Self: ...
@@ -211,7 +211,7 @@ class BitField(Field[T]):
             return self
         value = self.register.__get__(instance, owner) >> self.low & self.ones
         try:
-            return self._kind(value)
+            return self.kind(value)
         except ValueError:
             return value
 
