@@ -57,6 +57,11 @@ class Session:
         self._sizes = self._requests.sizes
         _optional(device, "attach", loop)
 
+    @property
+    def introduced(self) -> bool:
+        """Whether the client has said VERSION, and it was agreed."""
+        return self._is_connected
+
     def feed(self, data: bytes, fds: Sequence[int] = ()) -> None:
         """Handles what arrived; sets `closed` when the client has to go."""
         # By far most messages are one register read that a vCPU waits for: it is answered with no event made.
