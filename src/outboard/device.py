@@ -7,8 +7,10 @@ declares: BARs, registers, capabilities and interrupts as class fields, behaviou
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, NamedTuple, Protocol
 
+from outboard.device_state import Movable
 from outboard.dma import GuestMemory, Mapping, RemoteMemory
 from outboard.errors import OutboardError, RequestRefused
 from outboard.loop import Loop, Timer
@@ -105,7 +107,7 @@ class _Space(Protocol):
     def write(self, offset: int, data: bytes) -> None: ...
 
 
-class Device:
+class Device(Movable):
     """A PCI function, declared.
 
     >>> from outboard import Bar, Device
@@ -173,6 +175,7 @@ class Device:
         register by its reset value; ``vendor_id`` and the other class attributes by a value.
         Raises `DefinitionError`.
         """
+        super().__init__()
         owner = type(self).__name__
         fields = declared(type(self))
         resets: dict[str, int] = {}
@@ -266,6 +269,7 @@ class Device:
                 self._stop_poller(self._pollers.pop())
             self._interrupts.disconnect()
             self.dma.remote = None
+            self.forget_stop()
 
     def on_reset(self) -> None:
         """Called after a reset. Override."""
@@ -281,11 +285,12 @@ class Device:
 
     def after(self, seconds: float, callback: Callable[[], None]) -> Timer:
         """Call ``callback`` in ``seconds``, in the device's thread."""
-        return self._require_loop().after(seconds, callback)
+        timer: Timer = self._require_loop().after(seconds, lambda: self._due(timer, callback))
+        return timer
 
     def call_soon(self, callback: Callable[[], None]) -> None:
         """Call ``callback`` after the request at hand is answered, in the device's thread."""
-        self._require_loop().call_soon(callback)
+        self._require_loop().call_soon(partial(self._due, None, callback))
 
     def start_poller(
         self, loop: Entry, *arguments: int, on_notice: Callable[[], None] | None = None

@@ -15,8 +15,9 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
+from outboard.dirty_pages import PAGE, DirtyPages, Report
 from outboard.errors import DmaForbidden, DmaUnmapped, RequestRefused
 from outboard.guest_files import GuestFile, GuestFiles
 from outboard.native import guard
@@ -64,7 +65,7 @@ class RemoteMemory(Protocol):
 class _Range:
     """A mapped range, its file and the views handed out over it."""
 
-    __slots__ = ("base", "end", "file", "mapping", "start", "views")
+    __slots__ = ("base", "dirty", "end", "file", "mapping", "start", "views")
 
     def __init__(self, mapping: Mapping, file: GuestFile | None) -> None:
         self.mapping = mapping
@@ -72,16 +73,38 @@ class _Range:
         self.end = mapping.address + mapping.size
         self.file = file
         self.base = mapping.offset - mapping.address
-        self.views: list[weakref.ref[memoryview]] = []
+        self.views: list[_View] = []
+        self.dirty: DirtyPages | None = None
+
+    def live_views(self) -> "list[_View]":
+        """The views that are still in use."""
+        return [view for view in self.views if _usable(view.memory())]
+
+    def mark_views(self) -> None:
+        """What can be written through a view without our knowledge counts as written."""
+        if self.dirty is not None:
+            for view in self.live_views():
+                self.dirty.mark(view.address, view.writable_size)
+
+
+class _View(NamedTuple):
+    """A view handed out: what it shows is writable for ``writable_size`` bytes at IOVA ``address``."""
+
+    memory: weakref.ref[memoryview]
+    address: int
+    writable_size: int
 
 
 class GuestMemory:
     """The ranges a client has mapped, and every access a device makes to them.
 
-    ``enabled`` is the device's bus-master switch: while it is False each access raises `DmaForbidden`.
+    ``enabled`` is the device's bus-master switch: while it is False each access raises `DmaForbidden`; so it
+    does while ``stopped``, by migration.
     ``remote`` serves ranges that came without a descriptor. ``users`` are those who look addresses up
     in threads of their own: each gives a context in which it uses no guest memory (`Poller.paused`), and
-    whatever is mapped, unmapped, allowed or forbidden changes inside of all of them.
+    whatever is mapped, unmapped, allowed or forbidden changes inside of all of them. While the client
+    logs dirty pages, they find the addresses they keep anew whenever such a context ends: one found to be
+    written to counts as written.
 
     >>> memory = GuestMemory()
     >>> fd = os.memfd_create("guest")
@@ -100,7 +123,9 @@ class GuestMemory:
     def __init__(self) -> None:
         self.remote: RemoteMemory | None = None
         self.users: list[Callable[[], AbstractContextManager[None]]] = []
+        self.logging = False
         self._enabled = True
+        self._stopped = False
         self._ranges: list[_Range] = []
         self._starts: list[int] = []
         self._files = GuestFiles()
@@ -114,12 +139,24 @@ class GuestMemory:
 
     @enabled.setter
     def enabled(self, enabled: bool) -> None:
-        if enabled == self._enabled:
+        self._switch(enabled, self._stopped)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the device is stopped, to be migrated: it reaches no memory, whatever the guest says."""
+        return self._stopped
+
+    @stopped.setter
+    def stopped(self, stopped: bool) -> None:
+        self._switch(self._enabled, stopped)
+
+    def _switch(self, enabled: bool, stopped: bool) -> None:
+        if (enabled, stopped) == (self._enabled, self._stopped):
             return
         with self._unused():
-            self._enabled = enabled
+            self._enabled, self._stopped = enabled, stopped
             if self._translation is not None:
-                self._translation.enabled = enabled
+                self._translation.enabled = enabled and not stopped
 
     @property
     def translation(self) -> Translation:
@@ -130,7 +167,7 @@ class GuestMemory:
         """
         if self._translation is None:
             self._translation = Translation()
-            self._translation.enabled = self._enabled
+            self._translation.enabled = self._enabled and not self._stopped
             for entry in self._ranges:
                 self._translate(entry)
         return self._translation
@@ -143,7 +180,7 @@ class GuestMemory:
     @property
     def live_views(self) -> int:
         """How many views handed out by `view` are still in use."""
-        return sum(_usable(ref()) for entry in self._ranges for ref in entry.views)
+        return sum(len(entry.live_views()) for entry in self._ranges)
 
     @property
     def torn(self) -> tuple[Mapping, ...]:
@@ -185,6 +222,8 @@ class GuestMemory:
             self._starts.insert(at, entry.start)
             self._ranges.insert(at, entry)
             self._translate(entry)
+            if self.logging:
+                self._log(entry)
 
     def unmap(self, address: int, size: int) -> Mapping:
         """Removes the range that is exactly `size` bytes at `address`, and kills the views over it.
@@ -226,8 +265,10 @@ class GuestMemory:
         if not writable:
             view = view.toreadonly()
         if len(entry.views) > 64:
-            entry.views = [ref for ref in entry.views if _usable(ref())]
-        entry.views.append(weakref.ref(view))
+            entry.views = entry.live_views()
+        entry.views.append(_View(weakref.ref(view), address, size if writable else 0))
+        if writable and entry.dirty is not None:
+            entry.dirty.mark(address, size)
         return view
 
     def read(self, address: int, size: int) -> bytes:
@@ -258,6 +299,8 @@ class GuestMemory:
         if address + size <= entry.end and entry.file is not None:
             start = address + entry.base
             entry.file.bytes[start : start + size] = data
+            if entry.dirty is not None:
+                entry.dirty.mark(address, size)
             return
         source = memoryview(data)
         done = 0
@@ -265,9 +308,54 @@ class GuestMemory:
             piece = source[done : done + count]
             if part.file:
                 part.file.bytes[at + part.base : at + part.base + count] = piece
+                if part.dirty is not None:
+                    part.dirty.mark(at, count)
             else:
                 self._require_remote(at, count).write(at, bytes(piece))
             done += count
+
+    def start_log(self) -> None:
+        """From now on each page that the device writes is remembered, until `take_dirty` has reported it.
+
+        What goes by message is left out: there the client itself writes.
+        """
+        with self._unused():
+            self.logging = True
+            for entry in self._ranges:
+                self._log(entry)
+
+    def stop_log(self) -> None:
+        """Pages are remembered no longer, and those that were are forgotten."""
+        with self._unused():
+            self.logging = False
+            for entry in self._ranges:
+                entry.dirty = None
+                if self._translation is not None:
+                    self._translation.log(entry.start, 0)
+
+    def take_dirty(self, address: int, size: int, page_size: int = PAGE) -> bytes:
+        """What the device has written since the last time, of ``size`` bytes at IOVA ``address``.
+
+        A bitmap in whole 64-bit words, one bit for each ``page_size`` bytes (4096 or more), the first page in
+        bit 0. It may name too many pages, never too few.
+        """
+        report = Report(address, size, page_size)
+        taken = []
+        with self._unused():
+            for entry in self._ranges:
+                if entry.dirty is not None and entry.start < address + size and address < entry.end:
+                    taken.append(entry.dirty.take(address, address + size))
+                    entry.mark_views()
+        for start, pages in taken:
+            report.add(start, pages)
+        return report.bitmap
+
+    def _log(self, entry: _Range) -> None:
+        if entry.file is not None:
+            entry.dirty = DirtyPages(entry.start, entry.mapping.size)
+            entry.mark_views()
+            if self._translation is not None:
+                self._translation.log(entry.start, entry.dirty.address)
 
     @contextmanager
     def _unused(self) -> Iterator[None]:
@@ -298,6 +386,7 @@ class GuestMemory:
                 entry.mapping.size,
                 host=entry.file.address + entry.mapping.offset,
                 rights=READ * entry.mapping.readable | WRITE * entry.mapping.writable,
+                dirty=entry.dirty.address if entry.dirty else 0,
             )
 
     def _remove(self, at: int) -> Mapping:
@@ -323,6 +412,12 @@ class GuestMemory:
                 size=size,
             )
         entry = self._ranges[at]
+        if self._stopped:
+            raise DmaForbidden(
+                f"{doing} {size:#x} bytes at {address:#x}: the client has stopped the device, to migrate it",
+                address=address,
+                size=size,
+            )
         if not self.enabled:
             raise DmaForbidden(
                 f"{doing} {size:#x} bytes at {address:#x}: the guest has not enabled bus mastering"
@@ -390,8 +485,8 @@ def _usable(view: memoryview | None) -> bool:
 
 
 def _kill_views(entry: _Range) -> None:
-    for ref in entry.views:
-        if (view := ref()) is not None:
+    for handed_out in entry.views:
+        if (view := handed_out.memory()) is not None:
             try:
                 view.release()
             except BufferError:

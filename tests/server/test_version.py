@@ -62,7 +62,9 @@ def test_the_answer_suits_qemus_buffer_and_its_checks(server: Server) -> None:
         assert 0 < said["max_dma_maps"] <= 65535
         assert said["pgsizes"] > 0
         assert said["pgsizes"] % 4096 == 0
-        assert said.keys() <= {"max_msg_fds", "max_data_xfer_size", "max_dma_maps", "pgsizes"}
+        assert said.keys() <= {
+            "max_msg_fds", "max_data_xfer_size", "max_dma_maps", "pgsizes", "migration"
+        }  # fmt: skip
 
 
 @pytest.mark.point("P30", "P31")

@@ -14,6 +14,7 @@ from outboard.client.accessors import MappedRegion, RegionAccess
 from outboard.client.interrupts import Interrupt
 from outboard.client.link import Link
 from outboard.client.memory import AddressSpace, GuestRam
+from outboard.client.migration import Migration
 from outboard.client.transport import SocketTransport, Transport
 from outboard.descriptors import close_all
 from outboard.errors import RemoteProtocolError
@@ -282,6 +283,11 @@ class Client:
     def reset(self) -> None:
         """DEVICE_RESET: the device as after power-on; memory and interrupts stay assigned."""
         self._link.command(DeviceReset())
+
+    @property
+    def migration(self) -> Migration:
+        """Migration states and data, and what the device has written."""
+        return Migration(self._link)
 
     def serve_dma(self, timeout: float = 0.0) -> None:
         """Answers DMA messages of the server, waiting up to `timeout` seconds for one.

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 from outboard.pci.config_space import check_range
 from outboard.pci.fields import Field, check
-from outboard.pci.registers import Access, Register, RegisterArray, RegisterField
+from outboard.pci.registers import Access, Cell, Register, RegisterArray, RegisterField
 
 PAGE = 4096
 
@@ -263,6 +263,16 @@ class BarSpace:
             for cell in self._cells.values()
             if cell.plain
         }
+
+    @property
+    def cells(self) -> Sequence[Cell]:
+        """The registers, one by one."""
+        return tuple(self._cells.values())
+
+    @property
+    def plain_memory(self) -> Sequence[tuple[int, int]]:
+        """The (start, end) of what is plain memory."""
+        return [(window.start, window.end) for window in self._windows if isinstance(window, _Memory)]
 
     def reset(self) -> None:
         """Every register back to its reset value; plain memory keeps its content."""

@@ -238,6 +238,15 @@ class Cell:
         self.plain = not register.read_handler and register.access not in ("wo", "rc")
         self.direct = register.access in ("rw", "wo") and register.mask == register.ones
 
+    @property
+    def value(self) -> int:
+        """What is stored, whatever a guest would read."""
+        return int.from_bytes(self.space.memory[self.start : self.end], "little")
+
+    @value.setter
+    def value(self, value: int) -> None:
+        self._put(value)
+
     def reset(self) -> None:
         """Back to the reset value."""
         self._put(self.reset_value)
@@ -267,7 +276,7 @@ class Cell:
         access = register.access
         if access in ("ro", "rc"):
             return
-        old = int.from_bytes(self.space.memory[self.start : self.end], "little")
+        old = self.value
         shift = 8 * (offset - self.start)
         written = int.from_bytes(data, "little") << shift
         if access == "w1c":

@@ -28,10 +28,13 @@ from outboard.protocol.dma_messages import (
 from outboard.protocol.migration_messages import (
     DeviceFeature,
     DirtyPages,
+    Feature,
     FeatureFlag,
     MigDataRead,
     MigDataReadReply,
     MigDataWrite,
+    MigrationFlag,
+    MigrationState,
 )
 from outboard.protocol.region_messages import (
     Area,
@@ -69,6 +72,7 @@ __all__ = [
     "DmaWrite",
     "DmaWriteReply",
     "Empty",
+    "Feature",
     "FeatureFlag",
     "IoSubRegion",
     "IrqFlag",
@@ -78,6 +82,8 @@ __all__ = [
     "MigDataRead",
     "MigDataReadReply",
     "MigDataWrite",
+    "MigrationFlag",
+    "MigrationState",
     "MultiWrite",
     "RegionFlag",
     "RegionInfo",

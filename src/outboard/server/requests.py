@@ -18,6 +18,7 @@ from outboard.pci.interrupts import IrqAction, IrqData
 from outboard.protocol import Command, Message, Request
 from outboard.protocol.messages import (
     Area,
+    Bitmap,
     DeviceFlag,
     DeviceInfo,
     DeviceReset,
@@ -40,6 +41,7 @@ from outboard.protocol.messages import (
     SetIrqs,
     SetIrqsFlag,
 )
+from outboard.server.features import Features
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +57,7 @@ ACTIONS = SetIrqsFlag.MASK | SetIrqsFlag.UNMASK | SetIrqsFlag.TRIGGER
 # Plain integers: on Python 3.11 the complement of a flag has only the bits its class names.
 SET_IRQS_FLAGS = int(DATA_KINDS | ACTIONS)
 DMA_MAP_FLAGS = int(DmaMapFlag.READ | DmaMapFlag.WRITE)
-DMA_UNMAP_FLAGS = int(DmaUnmapFlag.ALL)
+DMA_UNMAP_FLAGS = int(DmaUnmapFlag.ALL | DmaUnmapFlag.DIRTY_BITMAP)
 
 
 class Requests:
@@ -72,6 +74,7 @@ class Requests:
         self.reply_fds: Sequence[int] = ()
         self.client_takes_fds = True
         self.sizes = tuple(region.size for region in device.regions)
+        self.features = Features(device)
         self._maps: set[tuple[int, int]] = set()
         self.table: dict[Command, Callable[[Request, Any], Message]] = {
             Command.DMA_MAP: self.dma_map,
@@ -85,6 +88,9 @@ class Requests:
             Command.REGION_WRITE: self.region_write,
             Command.REGION_WRITE_MULTI: self.region_write_multi,
             Command.DEVICE_RESET: self.device_reset,
+            Command.DEVICE_FEATURE: self.features.device_feature,
+            Command.MIG_DATA_READ: self.features.read_data,
+            Command.MIG_DATA_WRITE: self.features.write_data,
         }
 
     def region_read(self, request: Request, body: RegionRead) -> Message:
@@ -216,27 +222,39 @@ class Requests:
         """DMA_UNMAP: one range, all that lie in a wider one, or (flag ALL, address and size 0) every one.
 
         The wider one is VFIO's way, which QEMU relies on when it resets a virtual IOMMU: it names the whole
-        address space in a few pieces.
+        address space in a few pieces. Older drafts ask for the dirty pages of what goes, too.
         """
         if body.flags & ~DMA_UNMAP_FLAGS:
-            raise RequestRefused(f"DMA_UNMAP flags {int(body.flags):#x}: only ALL (2) is known")
+            raise RequestRefused(
+                f"DMA_UNMAP flags {int(body.flags):#x}: only DIRTY_BITMAP (1) and ALL (2) are known"
+            )
+        bitmap = None
         if body.flags & DmaUnmapFlag.ALL:
-            if body.address or body.size:
-                raise RequestRefused("DMA_UNMAP of ALL takes neither address nor size")
+            if body.address or body.size or body.bitmap is not None:
+                raise RequestRefused("DMA_UNMAP of ALL takes neither address nor size, and gives no bitmap")
             self._unmap_each(sorted(self._maps))
-        elif (body.address, body.size) in self._maps:
-            self._unmap(body.address, body.size)
         else:
-            self._unmap_each(self._maps_within(body.address, body.address + body.size))
-        return DmaUnmap(argsz=24, flags=body.flags, address=body.address, size=body.size)
+            maps = [(body.address, body.size)]
+            if maps[0] not in self._maps:
+                maps = self._maps_within(body.address, body.address + body.size)
+            if body.bitmap is not None:
+                dirty = self.features.dirty_bitmap(
+                    body.address, body.size, body.bitmap.pgsize, body.bitmap.size
+                )
+                bitmap = Bitmap(body.bitmap.pgsize, len(dirty), dirty)
+            self._unmap_each(maps)
+        room = 0 if bitmap is None else Bitmap.LAYOUT.size + bitmap.size
+        return DmaUnmap(24 + room, body.flags, body.address, body.size, bitmap)
 
     def device_reset(self, request: Request, body: DeviceReset) -> Message:
         """DEVICE_RESET."""
         self.device.reset()
+        self.features.reset()
         return Empty()
 
     def releases(self) -> Iterator[Callable[[], None]]:
         """What takes back all that the client has given, piece by piece: each may fail by itself."""
+        yield self.features.release
         for address, size in sorted(self._maps):
             yield partial(self._unmap, address, size)
         for index, vectors in enumerate(self.device.interrupts):

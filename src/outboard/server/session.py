@@ -2,12 +2,15 @@
 
 A `Session` takes what arrived (bytes and descriptors), lets the protocol make requests of it, asks the
 device, and hands the answers to ``send``. A server gives it a socket, `TestClient` a function call.
-Requests are handled in the order of the wire.
+Requests are handled in the order of the wire. One for which the device has to be quiet first (`QUIESCING`)
+may have to wait until it is, and all that come behind it wait too.
 """
 
 import errno
 import logging
+from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from time import monotonic
 from typing import Any
 
@@ -16,8 +19,10 @@ from outboard.device import DeviceContract
 from outboard.errors import OutboardError, RequestRefused
 from outboard.loop import Loop
 from outboard.protocol import Command, ErrorReply, Event, Fatal, Malformed, Reply, Request, ServerConnection
+from outboard.protocol.capabilities import SERVER_DEFAULTS, Migration
 from outboard.protocol.connection import MAX_ERRNO
 from outboard.protocol.messages import Version
+from outboard.server.features import Features
 from outboard.server.remote_dma import MessageDma
 from outboard.server.requests import OnError, Requests
 
@@ -26,6 +31,10 @@ log = logging.getLogger(__name__)
 NO_DESCRIPTORS: tuple[int, ...] = ()
 PATIENCE = 5.0
 """Seconds after which QEMU gives a request up (its x-msg-timeout)."""
+QUIESCING = frozenset({Command.DMA_MAP, Command.DMA_UNMAP, Command.DEVICE_RESET})
+"""Requests for which a device has to be quiet, beside changes of its migration state."""
+MOST_HELD = 32 << 20
+"""Bytes a client may send while a request of it waits for the device to become quiet."""
 
 
 class Session:
@@ -50,8 +59,14 @@ class Session:
         self.in_handler = False
         self._is_connected = False
         self._transmit = send
+        self._loop = loop
         self._report = loop.report
-        self._connection = ServerConnection()
+        self._quiesce: Callable[[Callable[[], None]], bool] | None = getattr(device, "quiesce", None)
+        self._held: Request | None = None
+        self._waiting: deque[Event] = deque()
+        self._held_bytes = 0
+        migration = Migration() if hasattr(device, "save_state") else None
+        self._connection = ServerConnection(replace(SERVER_DEFAULTS, migration=migration))
         self._memory = MessageDma(self, self._connection, pump)
         self._requests = Requests(device, on_error)
         self._sizes = self._requests.sizes
@@ -64,6 +79,9 @@ class Session:
 
     def feed(self, data: bytes, fds: Sequence[int] = ()) -> None:
         """Handles what arrived; sets `closed` when the client has to go."""
+        if self._held is not None:
+            self._keep(self._connection.feed(data, fds), len(data))
+            return
         # By far most messages are one register read that a vCPU waits for: it is answered with no event made.
         started = monotonic()
         self.in_handler = True
@@ -80,13 +98,7 @@ class Session:
             if monotonic() - started > PATIENCE:
                 _warn_of_slowness("REGION_READ", monotonic() - started)
             return
-        for event in self._connection.feed(data, fds):
-            if self.closed:
-                close_all(event.fds)
-            elif type(event) is Request:
-                self._handle(event)
-            else:
-                self._handle_other(event)
+        self._handle_in_turn(self._connection.feed(data, fds))
 
     def send(self, data: bytes) -> None:
         """Transmits one message, if there is one."""
@@ -97,6 +109,11 @@ class Session:
         """Ends the conversation: guest memory is unmapped, eventfds closed; the device stays."""
         self.closed = True
         close_all(self._connection.pending_fds)
+        for event in (self._held, *self._waiting):
+            if event is not None:
+                close_all(event.fds)
+        self._held = None
+        self._waiting.clear()
         hook = getattr(self.device, "disconnected", None) if self._is_connected else None
         self._is_connected = False
         for release in (hook, *self._requests.releases()):
@@ -105,6 +122,67 @@ class Session:
                     release()
             except Exception as error:
                 self._report(error, "letting go of the client")
+
+    def _handle_in_turn(self, events: Sequence[Event]) -> None:
+        """Handles `events`, up to one that has to wait for the device; those behind it wait too."""
+        for number, event in enumerate(events):
+            if self.closed:
+                close_all(event.fds)
+            elif type(event) is not Request:
+                self._handle_other(event)
+            elif self._has_to_wait(event):
+                self._keep(events[number + 1 :], 0)
+                return
+            else:
+                self._handle(event)
+
+    def _has_to_wait(self, request: Request) -> bool:
+        """Whether `request` is held back until the device is quiet."""
+        if request.command is Command.DEVICE_FEATURE and Features.changes_state(request.body):
+            # What the device has put off until after the requests before is done first.
+            self._held = request
+            self._loop.call_soon(self._ask_for_quiet)
+            return True
+        if request.command not in QUIESCING or self._quiesce is None:
+            return False
+        self._held = request
+        if self._quiesce(self._go_on_soon):
+            self._held = None
+            return False
+        return True
+
+    def _ask_for_quiet(self) -> None:
+        if self._held is not None and (self._quiesce is None or self._quiesce(self._go_on_soon)):
+            self._go_on()
+
+    def _go_on_soon(self) -> None:
+        self._loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        """The device is quiet: what waited for that is handled, and what came after it."""
+        request, self._held = self._held, None
+        if request is None:
+            return
+        self._handle(request)
+        waiting, self._waiting = tuple(self._waiting), deque()
+        self._held_bytes = 0
+        self._handle_in_turn(waiting)
+
+    def _keep(self, events: Sequence[Event], size: int) -> None:
+        """Keeps what comes while a request is held back; answers to our own commands are not among it."""
+        self._held_bytes += size
+        for event in events:
+            if isinstance(event, Reply | ErrorReply):
+                self._handle_other(event)
+            else:
+                self._waiting.append(event)
+        if self._held_bytes > MOST_HELD:
+            log.warning(
+                "the client sent %d bytes while its %s waits for the device",
+                self._held_bytes,
+                self._held.command.name if self._held else "request",
+            )
+            self.closed = True
 
     def _handle(self, request: Request) -> None:
         """Answers one request; no request costs the server its life."""
@@ -120,6 +198,7 @@ class Session:
                 answer = self._connection.accept(request)
                 self._is_connected = True
                 self._requests.client_takes_fds = self._connection.peer.max_msg_fds > 0
+                self._requests.features.limit = self._connection.transfer_limit
                 assert isinstance(request.body, Version)
                 _optional(self.device, "introduced", request.body.capabilities is not None)
                 _optional(self.device, "connected", self._memory)
@@ -134,6 +213,8 @@ class Session:
             self.in_handler = False
             if request.fds:
                 close_all(request.fds)
+            if request.command in QUIESCING or request.command is Command.DEVICE_FEATURE:
+                _optional(self.device, "unquiesce")
         if monotonic() - started > PATIENCE:
             _warn_of_slowness(request.command.name, monotonic() - started)
         if answer:
