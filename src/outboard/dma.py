@@ -223,7 +223,11 @@ class GuestMemory:
             self._ranges.insert(at, entry)
             self._translate(entry)
             if self.logging:
-                self._log(entry)
+                try:
+                    self._log(entry)
+                except RequestRefused:
+                    self._remove(at)
+                    raise
 
     def unmap(self, address: int, size: int) -> Mapping:
         """Removes the range that is exactly `size` bytes at `address`, and kills the views over it.
@@ -317,21 +321,23 @@ class GuestMemory:
     def start_log(self) -> None:
         """From now on each page that the device writes is remembered, until `take_dirty` has reported it.
 
-        What goes by message is left out: there the client itself writes.
+        What goes by message is left out: there the client itself writes. Raises RequestRefused (ENOMEM) if
+        there is no memory to remember it in.
         """
         with self._unused():
+            try:
+                for entry in self._ranges:
+                    self._log(entry)
+            except RequestRefused:
+                self._forget_log()
+                raise
             self.logging = True
-            for entry in self._ranges:
-                self._log(entry)
 
     def stop_log(self) -> None:
         """Pages are remembered no longer, and those that were are forgotten."""
         with self._unused():
             self.logging = False
-            for entry in self._ranges:
-                entry.dirty = None
-                if self._translation is not None:
-                    self._translation.log(entry.start, 0)
+            self._forget_log()
 
     def take_dirty(self, address: int, size: int, page_size: int = PAGE) -> bytes:
         """What the device has written since the last time, of ``size`` bytes at IOVA ``address``.
@@ -350,9 +356,20 @@ class GuestMemory:
             report.add(start, pages)
         return report.bitmap
 
+    def _forget_log(self) -> None:
+        for entry in self._ranges:
+            entry.dirty = None
+            if self._translation is not None:
+                self._translation.log(entry.start, 0)
+
     def _log(self, entry: _Range) -> None:
         if entry.file is not None:
-            entry.dirty = DirtyPages(entry.start, entry.mapping.size)
+            try:
+                entry.dirty = DirtyPages(entry.start, entry.mapping.size)
+            except OSError as error:
+                raise RequestRefused(
+                    f"cannot log what is written to {entry.mapping} ({error.strerror})", errno=errno.ENOMEM
+                ) from error
             entry.mark_views()
             if self._translation is not None:
                 self._translation.log(entry.start, entry.dirty.address)

@@ -10,6 +10,7 @@ import fcntl
 import logging
 import mmap
 import os
+import resource
 import weakref
 
 from outboard.errors import RequestRefused
@@ -17,6 +18,13 @@ from outboard.native.guard import Guarded
 from outboard.native.memory import address_of
 
 log = logging.getLogger(__name__)
+
+MAX_FILES = 8192
+"""Files a client may have mapped at once: an eighth of what Linux lets a process map (vm.max_map_count).
+SPDK's memory is a file for every 2 MiB. Python keeps a descriptor of each, so it is never more than half of
+what `ulimit -n` allows."""
+MAX_FILE_BYTES = 1 << 43
+"""Bytes these files may have together: a sixteenth of the addresses a process has; files may be sparse."""
 
 
 class GuestFile:
@@ -50,6 +58,8 @@ class GuestFiles:
 
     def __init__(self) -> None:
         self._files: dict[tuple[int, int, bool], GuestFile] = {}
+        self._count = self._bytes = 0
+        self._most = min(MAX_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
 
     def open(self, fd: int, offset: int, size: int, *, writable: bool) -> GuestFile:
         """The file of ``fd``, mapped at least as far as a range of ``size`` bytes at ``offset`` goes.
@@ -72,11 +82,20 @@ class GuestFiles:
         key = (status.st_dev, status.st_ino, access == os.O_RDWR)
         file = self._files.get(key)
         if file is None or file.length < offset + size:
+            if self._count >= self._most or self._bytes + status.st_size > MAX_FILE_BYTES:
+                raise RequestRefused(
+                    f"{self._count} files of {self._bytes:#x} bytes are mapped already, and this one has"
+                    f" {status.st_size:#x}: at most {self._most} files of"
+                    f" {MAX_FILE_BYTES:#x} bytes can be (half of `ulimit -n`, and no more than {MAX_FILES})",
+                    errno=errno.ENOSPC,
+                )
             try:
                 file = GuestFile(key, fd, status.st_size)
             except (OSError, ValueError, OverflowError) as error:
                 raise RequestRefused(f"its descriptor cannot be mapped ({error})") from error
             self._files[key] = file
+            self._count += 1
+            self._bytes += file.length
         return file
 
     def release(self, file: GuestFile | None) -> None:
@@ -85,4 +104,6 @@ class GuestFiles:
             return
         if self._files.get(file.key) is file:
             del self._files[file.key]
+        self._count -= 1
+        self._bytes -= file.length
         file.close()

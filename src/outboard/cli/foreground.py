@@ -1,5 +1,6 @@
 """Serving in the foreground, as back-end programs do: until Ctrl-C or SIGTERM, then a clean end."""
 
+import resource
 import signal
 from pathlib import Path
 
@@ -31,12 +32,19 @@ def serve_in_foreground(
     if (socket is None) == (fd is None):
         raise SetupError("a device needs a place to listen on: give one of --socket PATH and --fd N")
     log_to_stderr()
+    allow_descriptors()
     server = Server(device, socket, fd=fd, **access.options())
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.stop())
     with server:
         announce(title, socket, bootable)
         server.serve_forever()
+
+
+def allow_descriptors() -> None:
+    """As many descriptors as we may have at all: the usual 1024 are for programs that call select()."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def announce(title: str, socket: Path | None, bootable: bool) -> None:

@@ -15,6 +15,7 @@ from outboard.client.transport import Transport
 from outboard.descriptors import close_all
 from outboard.errors import ConnectionLost, OutboardError, PeerTimeout, RemoteError, RemoteProtocolError
 from outboard.protocol import (
+    RULES,
     Capabilities,
     ClientConnection,
     ErrorReply,
@@ -165,8 +166,13 @@ class Link:
         events: Iterator[Event] = iter(())
         try:
             events = iter(self._connection.feed(*self._transport.receive(timeout)))
+            began = time.monotonic()
             for event in events:
                 self._handle(event)
+                # Commands of the server come by the thousand at once, and to answer each may take its time.
+                if self.timeout is not None and time.monotonic() - began > self.timeout:
+                    self.close()
+                    raise PeerTimeout(f"answering the server's own commands took over {self.timeout:g} s")
         except ConnectionLost:
             self.close()
             self._connection.eof()
@@ -181,6 +187,9 @@ class Link:
     def _handle(self, event: Event) -> None:
         match event:
             case Reply() | ErrorReply():
+                if isinstance(event, ErrorReply) or not RULES[event.command].reply_fds:
+                    close_all(event.fds)
+                    event.fds = ()
                 self._replies[event.message_id] = event
             case Request():
                 close_all(event.fds)

@@ -20,7 +20,7 @@ class Transport(Protocol):
     def send(self, data: bytes, fds: Sequence[int] = (), timeout: float | None = None) -> None:
         """Sends all of `data`; `fds` (which stay the caller's) ride on its first byte.
 
-        Raises ConnectionLost, and PeerTimeout when the server takes nothing for `timeout` seconds.
+        Raises ConnectionLost, and PeerTimeout when the server has not taken it within `timeout` seconds.
         """
 
     def receive(self, timeout: float | None) -> tuple[bytes, Sequence[int]]:
@@ -63,14 +63,19 @@ class SocketTransport:
     def send(self, data: bytes, fds: Sequence[int] = (), timeout: float | None = None) -> None:
         """Sends all of `data`, in one call where the socket takes it; see `Transport.send`."""
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        deadline = None if timeout is None else time.monotonic() + timeout
         if timeout != self._socket.gettimeout():
             self._socket.settimeout(timeout)
         try:
             sent = self._socket.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)
             while sent < len(data):
+                if deadline is not None:  # for all of it: a server may take a byte now and then
+                    self._socket.settimeout(max(deadline - time.monotonic(), 1e-3))
                 sent += self._socket.send(memoryview(data)[sent:], socket.MSG_NOSIGNAL)
         except TimeoutError as error:
-            raise PeerTimeout(f"the server has taken no bytes for {timeout:g} s") from error
+            raise PeerTimeout(
+                f"the server has not taken the {len(data)} bytes of a message within {timeout:g} s"
+            ) from error
         except OSError as error:
             raise ConnectionLost(f"the server has gone: {error.strerror}") from error
 
