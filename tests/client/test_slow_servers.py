@@ -91,6 +91,11 @@ def test_a_server_that_asks_without_end_is_given_up_in_time(
             client.reset()
 
 
+def serve_for_ever(client: Client) -> None:
+    while True:
+        client.serve_dma(5)
+
+
 USES: dict[str, Callable[[Client], object]] = {
     "reset": lambda client: client.reset(),
     "map": lambda client: client.dma_map(0, 4096),
@@ -100,7 +105,7 @@ USES: dict[str, Callable[[Client], object]] = {
     "region info": lambda client: client.region_info(0),
     "read": lambda client: client._read(0, 0, 4),
     "write": lambda client: client._write(0, 0, b"abcd"),
-    "serve": lambda client: client.serve_dma(5),
+    "serve": serve_for_ever,
 }
 
 
