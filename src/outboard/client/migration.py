@@ -3,7 +3,7 @@
 vfio-user specification, "VFIO_USER_DEVICE_FEATURE", "VFIO_USER_MIG_DATA_READ" and "..._WRITE".
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from outboard.client.link import Link
@@ -131,11 +131,12 @@ class Migration:
         self._link.command(DeviceFeature(PREFIX.size + len(data), int(FeatureFlag.SET) | feature, data))
 
 
-def migrate(source: "Client", destination: "Client") -> None:
+def migrate(source: "Client", destination: "Client", stopped: Callable[[], None] = lambda: None) -> None:
     """Move a device: what ``source`` is connected to stops, what ``destination`` is connected to goes on.
 
-    The guest's memory, mapped there too, has to be the same by then; interrupts are the destination's to
-    assign. If anything fails before the destination runs, the source is set running again.
+    ``stopped`` is called when the one does not run any more and the other not yet: the moment to copy the
+    rest of the guest's memory. What is mapped at the destination has to be the same afterwards; interrupts
+    are the destination's to assign. If anything fails before it runs, the source is set running again.
     """
     there, here = destination.migration, source.migration
     there.state = MigrationState.RESUMING
@@ -145,6 +146,7 @@ def migrate(source: "Client", destination: "Client") -> None:
             _pass_on(source, destination)
         here.state = MigrationState.STOP_COPY
         _pass_on(source, destination)
+        stopped()
         there.state = MigrationState.STOP
     except BaseException:
         here.state = MigrationState.RUNNING
