@@ -22,8 +22,8 @@ from outboard.client.qemu import QemuClient
 from outboard.errors import ConnectionLost, SetupError
 from outboard.protocol import Direction
 from outboard.trace.capture import Captured, CaptureReader, CaptureWriter
-from outboard.trace.proxy import UNCUT, Proxy
-from outboard.trace.relay import RECEIVE_BYTES
+from outboard.trace.proxy import Proxy
+from outboard.trace.relay import RECEIVE_BYTES, UNCUT
 from tests import raw
 from tests.raw import RawPeer, message, open_descriptors
 from tests.trace.conftest import Ends

@@ -14,6 +14,8 @@
     faults.py        what it breaks on purpose, and when
     fault_spec.py    the same in one word, as on the command line
     interrupts.py    its place between eventfds
+    replay.py        a recorded client speaks again, to a fresh server
+    stand_in.py      the memory it lends
 """
 
 from pathlib import Path

@@ -9,8 +9,9 @@ from outboard.errors import SetupError
 from outboard.protocol import Command, Direction
 from outboard.protocol.messages import IrqIndex
 from outboard.trace.faults import Delay, Disconnect, DropInterrupt, Error, Fault, Flip, When
+from outboard.trace.registers import REGIONS
 
-REGIONS = {f"bar{number}": number for number in range(6)} | {"rom": 6, "config": 7, "vga": 8}
+REGION_NUMBERS = {name.lower(): index for index, name in REGIONS.items()}
 DIRECTIONS = {"to-server": Direction.TO_SERVER, "to-client": Direction.TO_CLIENT}
 
 
@@ -102,7 +103,8 @@ def parse_range(text: str) -> range:
 
 def parse_region(text: str) -> int:
     """The number of the region named so. Raises ValueError."""
-    return REGIONS[text] if text in REGIONS else _number(text)
+    name = text.lower()
+    return REGION_NUMBERS[name] if name in REGION_NUMBERS else _number(text)
 
 
 Parser = Callable[[str], Any]

@@ -27,6 +27,11 @@ WITH_ADDRESS = (Command.DMA_READ, Command.DMA_WRITE)
 ACCESS_END = HEADER_SIZE + REGION_ACCESS.size
 
 
+def was_altered(remark: str) -> bool:
+    """Whether a message with this remark is not what its sender sent."""
+    return "flipped" in remark or "replaced" in remark
+
+
 class Part(Enum):
     """Which half of an exchange a message is."""
 

@@ -26,14 +26,13 @@ from outboard.server.server import _listen as listen_at
 from outboard.trace.capture import Captured, CaptureWriter
 from outboard.trace.faults import MADE_UP, Disconnect, Fate, Fault, Faults, Part, Passing
 from outboard.trace.interrupts import Interrupts
-from outboard.trace.relay import Lane, Relay
+from outboard.trace.relay import UNCUT, Lane, Relay
 
 log = logging.getLogger(__name__)
 
 ACCEPT_AGAIN = 1.0
 """Seconds until a client that could not be taken is tried again: time must free a descriptor first."""
 MAIN, TWIN = 0, 1
-UNCUT = "in a stream that cannot be cut into messages"
 BETWEEN = "the proxy stands between its interrupts"
 
 AS_IT_IS = Fate(None)

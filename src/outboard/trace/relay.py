@@ -32,6 +32,8 @@ MOST_ANSWERS = 1 << 20
 LOOK_AGAIN = 1.0
 """Seconds between looks whether an end that has closed one direction is gone altogether."""
 
+UNCUT = "in a stream that cannot be cut into messages"
+"""The remark on what is not a whole message."""
 CLOSED = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN)
 NONE: tuple[int, ...] = ()
 
