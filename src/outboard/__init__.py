@@ -10,7 +10,7 @@ The package, from the bottom up::
     device, storage        the class authors subclass; what is behind a disk
     server, client         serve() a device to a VMM; be the VMM
     devices, drivers       an NVMe controller, ...; user-space drivers
-    trace                  recorder, pcapng, timeline
+    trace                  captures: the file, what it says in words, timeline
     testing                TestClient, faults, guest virtual machines
     cli                    the `outboard` command
 """

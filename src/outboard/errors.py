@@ -17,6 +17,7 @@
     │   └── DmaInHandler         DMA by message where it would deadlock the VMM (the author's)
     ├── DefinitionError          a device class that cannot be (the author's)
     ├── StorageError             what is behind a disk failed or cannot be opened
+    ├── CaptureError             a capture file that is none, or damaged
     ├── SetupError               the machine lacks something; says what mends it
     └── GuestError               a guest virtual machine failed or answered badly
 
@@ -154,6 +155,12 @@ class DefinitionError(OutboardError, TypeError):
 
 class StorageError(OutboardError):
     """What is behind a disk failed, or cannot be opened."""
+
+    fault = Fault.MACHINE
+
+
+class CaptureError(OutboardError):
+    """A file that is no capture of vfio-user, or a damaged one."""
 
     fault = Fault.MACHINE
 

@@ -33,6 +33,20 @@ def load_device(target: str) -> DeviceContract:
     return device
 
 
+def load_class(target: str) -> type:
+    """The class of the device that ``target`` names, not instantiated: its declarations are all it is for.
+
+    Raises `DefinitionError` if it names anything else.
+    """
+    place, _, name = target.rpartition(":") if ":" in target else (target, "", "")
+    module = load_module(place)
+    thing = getattr(module, name, None) if name else only_device(module, target)
+    if not inspect.isclass(thing):
+        there = ", ".join(candidates(module)) or "none"
+        raise DefinitionError(f"{target} is no device class; {place} has {there}")
+    return thing
+
+
 def load_module(place: str) -> ModuleType:
     """The module in a file, or of a dotted name; the file's folder becomes importable, as for a script."""
     if not place.endswith(".py"):

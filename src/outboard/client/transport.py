@@ -45,6 +45,10 @@ class SocketTransport:
         self._poll = select.poll()
         self._poll.register(connection, select.POLLIN)
 
+    def fileno(self) -> int:
+        """The socket's descriptor, to wait for."""
+        return self._socket.fileno()
+
     @classmethod
     def connect(cls, path: str | os.PathLike[str], timeout: float = 0.0) -> "SocketTransport":
         """Connects to the server at `path`, trying again for up to `timeout` seconds while none listens."""

@@ -199,7 +199,7 @@ class BitField(Field[T]):
         )
         self.register, self.high, self.low = register, high, low
         self.ones = (1 << (high - low + 1)) - 1
-        self._kind = kind
+        self.kind = kind
 
     @overload
     def __get__(self, instance: None, owner: type) -> Self: ...
@@ -210,7 +210,7 @@ class BitField(Field[T]):
             return self
         value = self.register.__get__(instance, owner) >> self.low & self.ones
         try:
-            return self._kind(value)
+            return self.kind(value)
         except ValueError:
             return value
 
