@@ -22,7 +22,7 @@ from outboard.loop import Loop, Timer
 from outboard.protocol import Command, Direction
 from outboard.protocol.messages import Version
 from outboard.protocol.wire import HEADER, HEADER_SIZE, HeaderFlag
-from outboard.server.server import _listen as listen_at
+from outboard.server.listening import listen as listen_at
 from outboard.trace.capture import Captured, CaptureWriter
 from outboard.trace.faults import MADE_UP, Disconnect, Fate, Fault, Faults, Part, Passing
 from outboard.trace.interrupts import Interrupts
