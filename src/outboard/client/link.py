@@ -26,6 +26,7 @@ from outboard.protocol import (
     Reply,
     Request,
 )
+from outboard.protocol.connection import MAX_ERRNO
 from outboard.protocol.messages import DmaRead, DmaReadReply, DmaWrite, DmaWriteReply, Version
 
 AHEAD = 64
@@ -158,7 +159,7 @@ class Link:
             if isinstance(refusal, ErrorReply):
                 for reply in answers:
                     close_all(reply.fds)
-                reason = os.strerror(refusal.errno) if refusal.errno else "no reason given"
+                reason = _reason(refusal.errno)
                 raise RemoteError(f"the server refuses {name}: {reason}", command=name, errno=refusal.errno)
         return replies
 
@@ -233,3 +234,10 @@ class Link:
     def _check_open(self) -> None:
         if self._closed:
             raise ConnectionLost("the connection to the server is closed; connect again")
+
+
+def _reason(number: int) -> str:
+    """What a server's errno says; it may be any 32 bits."""
+    if not number:
+        return "no reason given"
+    return os.strerror(number) if number <= MAX_ERRNO else f"errno {number:#x}, which means nothing"

@@ -286,9 +286,11 @@ class Conversation:
         wanted = said.twin_socket.supported and lane.direction is Direction.TO_CLIENT
         if not wanted or self._twin is not None or index >= len(fds):
             return fds
+        copy = os.dup(fds[index])
         try:
-            server = socket.socket(fileno=os.dup(fds[index]))
-        except OSError:
+            server = socket.socket(fileno=copy)
+        except OSError:  # no socket
+            os.close(copy)
             return fds
         if (server.family, server.type) != (socket.AF_UNIX, socket.SOCK_STREAM):
             server.close()
