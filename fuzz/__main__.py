@@ -103,9 +103,11 @@ def keep(name: str) -> int:
     folder, merged = CORPUS / name, WORK / name / "merged"
     shutil.rmtree(merged, ignore_errors=True)
     merged.mkdir(parents=True)
-    command = inside(name, "-merge=1", f"-max_len={LONGEST}", str(merged), str(WORK / name / "corpus"))
+    command = inside(
+        name, "-set_cover_merge=1", f"-max_len={LONGEST}", str(merged), str(WORK / name / "corpus")
+    )
     status = subprocess.run([*command, str(folder)], env=environment(), check=False).returncode
-    if not status:
+    if not status and any(merged.iterdir()):
         regressions = {path.name: path.read_bytes() for path in folder.glob("found-*")}
         shutil.rmtree(folder)
         shutil.move(merged, folder)

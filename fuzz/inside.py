@@ -14,10 +14,11 @@ from fuzz import target_named
 def main() -> None:
     """Fuzz until the flags say it is enough."""
     logging.disable(logging.CRITICAL)
-    program, name, *flags = sys.argv
+    _, name, *flags = sys.argv
     with atheris.instrument_imports(include=["outboard"]):
         run = target_named(name)
-    atheris.Setup([program, *flags], run)
+    # To merge, libFuzzer runs its own command line again, by way of the shell.
+    atheris.Setup([f"{sys.executable} -m fuzz.inside {name}", *flags], run)
     atheris.Fuzz()
 
 
