@@ -19,6 +19,7 @@ extensions = [
     "sphinx.ext.viewcode",
     "commands",
     "points_table",
+    "profiles_table",
 ]
 # Tables that a page includes.
 exclude_patterns = ["_build", "reference/measured"]

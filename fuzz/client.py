@@ -110,6 +110,9 @@ class PlayedServer:
         """Whether anything has been said."""
         return bool(self._said)
 
+    def serve_beside(self, fd: int, serve: Callable[[], None]) -> None:
+        """A twin socket is offered by no server of ours."""
+
     def close(self) -> None:
         """What was said and not heard is lost."""
         for _, fds in self._said:

@@ -11,6 +11,7 @@ its registers, plain memory, configuration space and interrupts; an author adds 
 ``registers/BAR``       JSON, one for each BAR with registers: by offset in hexadecimal, every
                         value that is not the reset value
 ``memory/NAME/OFFSET``  memory (`Movable.memories`), raw: blocks of 64 KiB that are not all zero
+``doorbells/NAME``      JSON: the values, and which rings were not heard yet
 ``own/NAME``            what `on_save` gave
 ======================  ======================================================================
 """
@@ -26,6 +27,7 @@ from outboard.loop import Loop, Timer
 from outboard.native.poller import Poller
 from outboard.pci.bar import BarSpace
 from outboard.pci.config_space import ConfigSpace
+from outboard.pci.doorbells import Doorbells
 from outboard.pci.interrupts import Interrupts
 from outboard.state import Value
 
@@ -123,6 +125,8 @@ class Movable:
             return
         self.on_stop()
         self.stopped = True
+        for bells in self._every_doorbell():
+            bells.stopped = True
         for poller in self._pollers:
             self._paused.enter_context(poller.paused())
         self.dma.stopped = True
@@ -134,6 +138,9 @@ class Movable:
         self.stopped = False
         self.dma.stopped = False
         self._paused.close()
+        for bells in self._every_doorbell():
+            bells.stopped = False
+            self._put_off.append((None, bells.hear_owed))
         put_off, self._put_off = self._put_off, []
         for timer, callback in put_off:
             if self.loop is not None and (timer is None or timer.callback is not None):
@@ -149,6 +156,8 @@ class Movable:
             self.dma.stopped = False
             self._paused.close()
             self._put_off.clear()
+            for bells in self._every_doorbell():
+                bells.stopped = False
             self.reset()
 
     def save_state(self, sent: Sent | None = None) -> bytes:
@@ -165,6 +174,9 @@ class Movable:
             if space.cells:
                 changed = ((cell.start, cell.value) for cell in space.cells if cell.value != cell.reset_value)
                 sections[f"registers/{space.bar.name}"] = {f"{at:#x}": value for at, value in changed}
+        sections.update(
+            {f"doorbells/{bells.declared.name}": bells.save() for bells in self._every_doorbell()}
+        )
         sections.update(self._memory(sent if sent is not None else {}))
         sections.update({f"own/{name}": value for name, value in self.on_save().items()})
         return state.encode(sections)
@@ -209,6 +221,8 @@ class Movable:
         for space in self._bar_spaces:
             if space.cells:
                 _restore_registers(space, sections.pop(f"registers/{space.bar.name}"))
+        for bells in self._every_doorbell():
+            bells.restore(sections.pop(f"doorbells/{bells.declared.name}"))
         for name, memory in self.memories().items():
             for section, block in _blocks(name, memory):
                 saved = sections.pop(section, bytes(len(block)))
@@ -222,6 +236,10 @@ class Movable:
                 f"the state has sections that are not {type(self).__name__}'s: {', '.join(sections)}"
             )
         self.on_restore(own, version)
+
+    def _every_doorbell(self) -> Iterator[Doorbells]:
+        for space in self._bar_spaces:
+            yield from space.doorbells.values()
 
     def _memory(self, sent: Sent) -> Iterator[tuple[str, bytes]]:
         """The blocks of plain memory that ``sent`` has not in this form; it has them then."""

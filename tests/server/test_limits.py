@@ -145,6 +145,22 @@ def test_files_behind_memory_are_limited_by_number(
     memory.unmap_all()
 
 
+def test_files_that_are_read_in_place_count_too(
+    files: Callable[[int], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outboard.guest_files, "MAX_FILES", 3)
+    memory = GuestMemory()
+    for number in range(3):
+        memory.map(Mapping(number * PAGE, PAGE, fd=os.dup(files(PAGE)), file_io=number > 0))
+    before = open_descriptors()
+    with pytest.raises(RequestRefused, match="at most 3 files"):
+        memory.map(Mapping(1 << 20, PAGE, fd=os.dup(files(PAGE)), file_io=True))
+    assert open_descriptors() == before + 1
+    memory.unmap(PAGE, PAGE)
+    memory.map(Mapping(1 << 20, PAGE, fd=os.dup(files(PAGE)), file_io=True))
+    memory.unmap_all()
+
+
 def test_a_file_that_is_grown_again_and_again_counts_each_time(
     files: Callable[[int], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ from outboard.cli.qemu_command import device_argument, shell
 from outboard.device import DeviceContract
 from outboard.errors import SetupError
 from outboard.server import Server
+from outboard.server.profiles import ProfileName
 from outboard.testing.guest.command_line import Attach
 
 
@@ -23,6 +24,7 @@ def serve_in_foreground(
     access: Access,
     title: str,
     bootable: bool = False,
+    profile: ProfileName = "auto",
 ) -> None:
     """Serve ``device`` on one of ``socket`` and ``fd``; print how QEMU is attached; return when ended.
 
@@ -33,7 +35,7 @@ def serve_in_foreground(
         raise SetupError("a device needs a place to listen on: give one of --socket PATH and --fd N")
     log_to_stderr()
     allow_descriptors()
-    server = Server(device, socket, fd=fd, **access.options())
+    server = Server(device, socket, fd=fd, profile=profile, **access.options())
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.stop())
     with server:

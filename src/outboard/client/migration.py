@@ -77,9 +77,9 @@ class Migration:
             return False
         return True
 
-    def read(self) -> Iterator[bytes]:
-        """The stream, piece by piece, up to what there is of it: in STOP_COPY all, in PRE_COPY so far."""
-        size = min(CHUNK, self._link.transfer_limit)
+    def read(self, chunk: int = CHUNK) -> Iterator[bytes]:
+        """The stream in pieces of ``chunk`` bytes, as far as there is one: all of it in STOP_COPY."""
+        size = min(chunk, self._link.transfer_limit)
         while True:
             reply = self._link.command(MigDataRead(PREFIX.size + size, size))
             if not isinstance(reply, MigDataReadReply) or reply.size > size:
@@ -131,21 +131,32 @@ class Migration:
         self._link.command(DeviceFeature(PREFIX.size + len(data), int(FeatureFlag.SET) | feature, data))
 
 
-def migrate(source: "Client", destination: "Client", stopped: Callable[[], None] = lambda: None) -> None:
+def migrate(
+    source: "Client",
+    destination: "Client",
+    stopped: Callable[[], None] = lambda: None,
+    *,
+    pre_copy: bool = True,
+    chunk: int = CHUNK,
+) -> None:
     """Move a device: what ``source`` is connected to stops, what ``destination`` is connected to goes on.
 
     ``stopped`` is called when the one does not run any more and the other not yet: the moment to copy the
     rest of the guest's memory. What is mapped at the destination has to be the same afterwards; interrupts
     are the destination's to assign. If anything fails before it runs, the source is set running again.
+
+    ``pre_copy=False`` leaves that state out, for devices that give the same data in it and afterwards;
+    ``chunk`` is the bytes asked for in one message, for devices that give their data in one piece or not at
+    all. libvfio-user's samples are such devices.
     """
     there, here = destination.migration, source.migration
     there.state = MigrationState.RESUMING
     try:
-        if here.supported & MigrationFlag.PRE_COPY:
+        if pre_copy and here.supported & MigrationFlag.PRE_COPY:
             here.state = MigrationState.PRE_COPY
-            _pass_on(source, destination)
+            _pass_on(here, there, chunk)
         here.state = MigrationState.STOP_COPY
-        _pass_on(source, destination)
+        _pass_on(here, there, chunk)
         stopped()
         there.state = MigrationState.STOP
     except BaseException:
@@ -155,6 +166,6 @@ def migrate(source: "Client", destination: "Client", stopped: Callable[[], None]
     there.state = MigrationState.RUNNING
 
 
-def _pass_on(source: "Client", destination: "Client") -> None:
-    for piece in source.migration.read():
-        destination.migration.write(piece)
+def _pass_on(source: Migration, destination: Migration, chunk: int) -> None:
+    for piece in source.read(chunk):
+        destination.write(piece)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mmap import mmap
 
     from outboard.pci.bar import Bar
+    from outboard.pci.doorbells import Doorbell
 
 Access = Literal["rw", "ro", "wo", "w1c", "w1s", "rc"]
 """What the guest may do: read and write; only read; only write (reads as 0); clear or set bits by writing
@@ -300,7 +301,7 @@ class Cell:
         return result
 
 
-def check_handlers(owner: type, registers: Sequence[RegisterField[Any]]) -> None:
+def check_handlers(owner: type, registers: "Sequence[RegisterField[Any] | Doorbell]") -> None:
     """Every handler must still be a method of the class, under a name of its own; else `DefinitionError`."""
     functions: dict[str, Callable[..., Any]] = {}
     for register in registers:

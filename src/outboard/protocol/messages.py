@@ -38,6 +38,9 @@ from outboard.protocol.migration_messages import (
 )
 from outboard.protocol.region_messages import (
     Area,
+    IoFdFlag,
+    IoFdsLayout,
+    IoFdType,
     IoSubRegion,
     MultiWrite,
     RegionFlag,
@@ -74,6 +77,9 @@ __all__ = [
     "Empty",
     "Feature",
     "FeatureFlag",
+    "IoFdFlag",
+    "IoFdType",
+    "IoFdsLayout",
     "IoSubRegion",
     "IrqFlag",
     "IrqIndex",

@@ -15,6 +15,7 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
@@ -25,7 +26,7 @@ from outboard.device import DeviceContract
 from outboard.errors import SetupError
 from outboard.loop import Loop, Timer
 from outboard.server.listening import Admission, Peer, listen
-from outboard.server.requests import OnError
+from outboard.server.profiles import OnError, Profile, ProfileName, chosen
 from outboard.server.session import Session
 
 log = logging.getLogger(__name__)
@@ -60,6 +61,10 @@ class Server:
     time, a second one waits its turn; when a client goes, its memory and interrupts are let go, the device
     keeps its state, and the next client is taken. A context manager that closes.
 
+    ``profile``, by name or one of your own, says what clients are taken for, instead of what they say
+    themselves; ``on_error``, instead of what the profile says, how failed requests are answered
+    (`outboard.server.profiles`).
+
     A file left by a dead server is replaced; one with a live server is not (SetupError). ``mode`` and
     ``owner`` are those of the socket's file, as 0o660 and "qemu:kvm" (see `listen`). With ``allow_users`` or
     ``allow_groups``, names or numbers, only processes of these users or in these groups are served; others
@@ -78,7 +83,8 @@ class Server:
         allow_users: Iterable[str | int] = (),
         allow_groups: Iterable[str | int] = (),
         introduction: float | None = INTRODUCTION,
-        on_error: OnError = "error",
+        on_error: OnError | None = None,
+        profile: ProfileName | Profile = "auto",
     ) -> None:
         if (path is None) == (fd is None):
             raise SetupError("a server needs a socket path or an inherited descriptor: give one of the two")
@@ -90,7 +96,15 @@ class Server:
         self._introduction = introduction
         self._grace: Timer | None = None
         self.loop = Loop()
-        self._on_error = on_error
+        self._new_session = partial(
+            Session,
+            device,
+            self.loop,
+            self._send,
+            self._pump,
+            on_error=on_error,
+            profile=chosen(profile),
+        )
         self._listener: socket.socket | None = None
         self._connection: socket.socket | None = None
         self._session: Session | None = None
@@ -196,7 +210,7 @@ class Server:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, BURST_PAUSE)
         log.info("a client has connected: %s", peer)
         self._connection = connection
-        self._session = Session(self.device, self.loop, self._send, self._pump, on_error=self._on_error)
+        self._session = self._new_session()
         self.loop.watch(connection.fileno(), self._meet)
         if self._listener is not None and self._introduction is not None:
             self._grace = self.loop.after(self._introduction, self._hurry)
@@ -253,7 +267,7 @@ class Server:
             return False
         session.feed(data, fds)
         if session.closed and self._session is session:
-            self._disconnect("the client broke the protocol")
+            self._disconnect("the conversation has ended")
         return self._session is session
 
     def _send(self, data: bytes, fds: Sequence[int] = ()) -> None:
@@ -307,19 +321,37 @@ class Server:
         connection, session = self._connection, self._session
         if connection is None or session is None:
             return
+        twin = session.twin
         poll = select.poll()
-        poll.register(connection, select.POLLIN | (select.POLLOUT if self._outbox else 0))
+        # A handler that waits for memory is left alone by the next request, but not when the client goes.
+        requests = 0 if session.in_handler else select.POLLIN
+        poll.register(connection, requests | (select.POLLOUT if self._outbox else 0))
         poll.register(self.loop.waker, select.POLLIN)
+        if twin is not None and not twin.closed:
+            poll.register(twin.fd, twin.events)
         for fd, events in poll.poll(seconds * 1000):
             if fd == self.loop.waker:
                 self.loop.drain()
                 if self.loop.stopped:
-                    self._disconnect("the server ends")
-                continue
-            if events & select.POLLOUT:
-                self._flush()
-            if events & ~select.POLLOUT and self._connection is connection:
-                self._receive_message(connection, session, RECEIVE_FLAGS)
+                    self._leave(session, "the server ends")
+            elif twin is not None and fd == twin.fd:
+                twin.work()
+            else:
+                if events & select.POLLOUT:
+                    self._flush()
+                if not events & ~select.POLLOUT or self._connection is not connection:
+                    continue
+                if session.in_handler:
+                    self._leave(session, "the client has gone")
+                else:
+                    self._receive_message(connection, session, RECEIVE_FLAGS)
+
+    def _leave(self, session: Session, why: str) -> None:
+        """Lets the client go: now, or when the handler that waits for its memory has returned."""
+        if session.in_handler:
+            session.closed = True
+        else:
+            self._disconnect(why)
 
     def _disconnect(self, why: str) -> None:
         session, connection = self._session, self._connection

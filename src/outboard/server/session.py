@@ -18,13 +18,27 @@ from outboard.descriptors import close_all
 from outboard.device import DeviceContract
 from outboard.errors import OutboardError, RequestRefused
 from outboard.loop import Loop
-from outboard.protocol import Command, ErrorReply, Event, Fatal, Malformed, Reply, Request, ServerConnection
-from outboard.protocol.capabilities import SERVER_DEFAULTS, Migration
+from outboard.protocol import (
+    SERVER_DEFAULTS,
+    Command,
+    ErrorReply,
+    Event,
+    Fatal,
+    Malformed,
+    Migration,
+    Reply,
+    Request,
+    ServerConnection,
+    TwinSocket,
+)
 from outboard.protocol.connection import MAX_ERRNO
 from outboard.protocol.messages import Version
 from outboard.server.features import Features
+from outboard.server.full_replies import full_reply
+from outboard.server.profiles import SPEC, OnError, Profile, detect
 from outboard.server.remote_dma import MessageDma
-from outboard.server.requests import OnError, Requests
+from outboard.server.requests import Requests
+from outboard.server.twin import Twin
 
 log = logging.getLogger(__name__)
 
@@ -40,9 +54,10 @@ MOST_HELD, MOST_HELD_MESSAGES, MOST_HELD_FDS = 32 << 20, 1 << 16, 1024
 class Session:
     """One client's conversation with `device`.
 
-    ``send(data, fds)`` transmits one whole message; ``pump(seconds)`` lets input arrive while the device
-    waits for memory by message. ``on_error`` says what a read gets whose handler failed: an error reply,
-    or, with ``"ones"``, a successful reply of all ones (for clients that cannot take an error).
+    ``send(data, fds)`` transmits one whole message. ``pump(seconds)`` lets input arrive while the device
+    waits for memory by message: on the ``twin`` socket if there is one, and on the client's own unless we are
+    ``in_handler``. ``profile`` is what the client is taken for (None: what its VERSION says); ``on_error``,
+    unless None, is put in place of the profile's.
     """
 
     def __init__(
@@ -52,14 +67,19 @@ class Session:
         send: Callable[[bytes, Sequence[int]], None],
         pump: Callable[[float], None],
         *,
-        on_error: OnError = "error",
+        on_error: OnError | None = None,
+        profile: Profile | None = None,
     ) -> None:
         self.device = device
         self.closed = False
         self.in_handler = False
+        self.profile = SPEC
+        self.twin: Twin | None = None
         self._is_connected = False
-        self._transmit = send
+        self._given = profile
+        self._on_error = on_error
         self._loop = loop
+        self._transmit = send
         self._report = loop.report
         self._quiesce: Callable[[Callable[[], None]], bool] | None = getattr(device, "quiesce", None)
         self._held: Request | None = None
@@ -68,7 +88,7 @@ class Session:
         migration = Migration() if hasattr(device, "save_state") else None
         self._connection = ServerConnection(replace(SERVER_DEFAULTS, migration=migration))
         self._memory = MessageDma(self, self._connection, pump)
-        self._requests = Requests(device, on_error)
+        self._requests = Requests(device)
         self._sizes = self._requests.sizes
         _optional(device, "attach", loop)
 
@@ -109,14 +129,17 @@ class Session:
         """Ends the conversation: guest memory is unmapped, eventfds closed; the device stays."""
         self.closed = True
         close_all(self._connection.pending_fds)
+        if self.twin is not None:
+            self.twin.close()
         for event in (self._held, *self._waiting):
             if event is not None:
                 close_all(event.fds)
         self._held = None
         self._waiting.clear()
         hook = getattr(self.device, "disconnected", None) if self._is_connected else None
+        reset = self.device.reset if self._is_connected and self.profile.reset_on_disconnect else None
         self._is_connected = False
-        for release in (hook, *self._requests.releases()):
+        for release in (hook, *self._requests.releases(), reset):
             try:
                 if release is not None:
                     release()
@@ -206,13 +229,9 @@ class Session:
                 answer = self._connection.reply(request, method(request, request.body))
                 fds, requests.reply_fds = requests.reply_fds, ()
             elif request.command is Command.VERSION:
-                answer = self._connection.accept(request)
-                self._is_connected = True
-                self._requests.client_takes_fds = self._connection.peer.max_msg_fds > 0
-                self._requests.features.limit = self._connection.transfer_limit
-                assert isinstance(request.body, Version)
-                _optional(self.device, "introduced", request.body.capabilities is not None)
+                answer = self._accept(request)
                 _optional(self.device, "connected", self._memory)
+                fds = () if self.twin is None else (self.twin.theirs,)
             else:
                 raise RequestRefused(f"this server does not support {request.command.name}")
         except Exception as error:
@@ -230,6 +249,32 @@ class Session:
             _warn_of_slowness(request.command.name, monotonic() - started)
         if answer:
             self._transmit(answer, fds)
+        if request.command is Command.VERSION:
+            self._memory.twin = self.twin  # not before the client has its end
+
+    def _accept(self, request: Request) -> bytes:
+        """The answer to VERSION; from now on the client is known."""
+        version, connection = request.body, self._connection
+        assert isinstance(version, Version)
+        profile = self._given or detect(version)
+        reason = "as told" if self._given else profile.told_by
+        log.info("the client is taken for %s (profile %s: %s)", profile.client, profile.name, reason)
+        self.profile = profile if self._on_error is None else replace(profile, on_error=self._on_error)
+        peer = connection.peer
+        takes_twin = peer.twin_socket.supported and peer.max_msg_fds > 0
+        connection.offer = replace(
+            connection.offer,
+            write_multiple=profile.write_multiple,
+            twin_socket=TwinSocket(supported=takes_twin),
+        )
+        answer = connection.accept(request)
+        if takes_twin:
+            self.twin = Twin(connection.twin(), self._memory.deliver, self._loop)
+        self._is_connected = True
+        self._requests.meet(self.profile, peer.max_msg_fds)
+        self._requests.features.limit = connection.transfer_limit
+        _optional(self.device, "introduced", self.profile)
+        return answer
 
     def _refusal(self, request: Request, error: Exception) -> bytes:
         """The error reply to a request that failed; whose fault it was goes to the log."""
@@ -237,9 +282,14 @@ class Session:
             log.warning("%s refused (%s fault): %s", request.command.name, error.fault, error)
             # A device that is a client itself may pass on an errno that no reply can carry.
             number = error.errno if 0 < error.errno <= MAX_ERRNO else errno.EIO
-            return self._connection.refuse(request, number)
-        self._report(error, request.command.name)
-        return self._connection.refuse(request, errno.EIO)
+        else:
+            self._report(error, request.command.name)
+            number = errno.EIO
+        if self.profile.on_error == "full" and (body := full_reply(request.body)) is not None:
+            return self._connection.reply(request, body)
+        if number == errno.EEXIST:
+            number = self.profile.overlap_errno
+        return self._connection.refuse(request, number)
 
     def _handle_other(self, event: Event) -> None:
         close_all(event.fds)

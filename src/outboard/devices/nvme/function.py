@@ -33,6 +33,7 @@ from outboard.native.jit import available
 from outboard.pci.bar import Bar
 from outboard.pci.capabilities import Msi, MsiX, PciExpress, PowerManagement
 from outboard.pci.interrupts import Intx
+from outboard.server.profiles import Profile
 from outboard.storage import RamStorage, Storage
 
 log = logging.getLogger(__name__)
@@ -256,19 +257,16 @@ class Nvme(Device):
         self.controller.reset()
         self._forget_stall()
 
-    def introduced(self, announced: bool) -> None:
-        """A client has said what it can do, or (``announced`` is False) not a word about it."""
+    def introduced(self, profile: Profile) -> None:
+        """Who the client is decides where the doorbells are, if that is left to us."""
         if self._doorbells != "auto" or self.plane.inline:
             return
-        self._map_doorbells(not announced)
-        if announced:
-            log.info(
-                "doorbells: by messages, and in guest memory if the driver offers that (--doorbells auto)"
-            )
+        self._map_doorbells(profile.needs_areas)
+        if profile.needs_areas:
+            log.info("doorbells: %s gets the page to map, which is polled (--doorbells auto)", profile.client)
         else:
             log.info(
-                "doorbells: the client announced no capabilities, as SPDK's driver does; it gets the page to"
-                " map, which is polled (--doorbells auto)"
+                "doorbells: by messages, and in guest memory if the driver offers that (--doorbells auto)"
             )
 
     def on_connect(self) -> None:
