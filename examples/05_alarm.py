@@ -31,7 +31,7 @@ class Alarm(Device):
     def ring(self, due: int) -> None:
         if due != self.due:
             return  # set anew meanwhile
-        self.intx.assert_()  # noqa: PT009
+        self.intx.assert_()
         self.intx.deassert()
         by_message, in_place = (mapping.address for mapping in self.dma.maps[:2])
         self.dma.write(in_place, CHUNKS)

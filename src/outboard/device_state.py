@@ -109,6 +109,7 @@ class Movable:
         if not self._is_quiet:
             self._is_quiet = True
             if self.on_quiesce() is False:
+                self._hush(True)
                 return False
         self._when_quiet = None
         return True
@@ -117,6 +118,7 @@ class Movable:
         """What `quiesce` was for is over."""
         if self._is_quiet and not self.stopped:
             self._is_quiet = False
+            self._hush(False)
             self.on_resume()
 
     def stop_device(self) -> None:
@@ -125,8 +127,7 @@ class Movable:
             return
         self.on_stop()
         self.stopped = True
-        for bells in self._every_doorbell():
-            bells.stopped = True
+        self._hush(True)
         for poller in self._pollers:
             self._paused.enter_context(poller.paused())
         self.dma.stopped = True
@@ -138,9 +139,8 @@ class Movable:
         self.stopped = False
         self.dma.stopped = False
         self._paused.close()
-        for bells in self._every_doorbell():
-            bells.stopped = False
-            self._put_off.append((None, bells.hear_owed))
+        self._hush(False)
+        self._put_off += [(None, bells.hear_owed) for bells in self._every_doorbell()]
         put_off, self._put_off = self._put_off, []
         for timer, callback in put_off:
             if self.loop is not None and (timer is None or timer.callback is not None):
@@ -151,13 +151,12 @@ class Movable:
     def forget_stop(self) -> None:
         """The client that stopped the device has gone: moved away, or never come, it is as after a reset."""
         self._is_quiet, self._when_quiet = False, None
+        self._hush(False)
         if self.stopped:
             self.stopped = False
             self.dma.stopped = False
             self._paused.close()
             self._put_off.clear()
-            for bells in self._every_doorbell():
-                bells.stopped = False
             self.reset()
 
     def save_state(self, sent: Sent | None = None) -> bytes:
@@ -236,6 +235,11 @@ class Movable:
                 f"the state has sections that are not {type(self).__name__}'s: {', '.join(sections)}"
             )
         self.on_restore(own, version)
+
+    def _hush(self, hushed: bool) -> None:
+        """Whether rings by descriptor wait: those by message do, with all other requests."""
+        for bells in self._every_doorbell():
+            bells.hushed = hushed
 
     def _every_doorbell(self) -> Iterator[Doorbells]:
         for space in self._bar_spaces:

@@ -344,3 +344,26 @@ def test_a_device_whose_client_goes_while_it_is_stopped_hears_the_next_one(devic
     assert device.take() == [("plain", 1, None)]
     device.disconnected()
     loop.close()
+
+
+def test_a_device_that_takes_time_to_become_quiet_is_not_rung_meanwhile() -> None:
+    class Slow(Ringing):
+        def on_quiesce(self) -> bool:
+            return False
+
+        def on_resume(self) -> None:
+            self.rings.append(("resumed", 0, None))
+
+    loop = served(device := Slow())
+    quiet: list[bool] = []
+    assert not device.quiesce(lambda: quiet.append(True))
+    fd = device.plain.fd(0)
+    signal(loop, fd)
+    assert device.take() == []
+    device.quiesced()
+    device.unquiesce()
+    loop.run_once(0)
+    assert quiet == [True]
+    assert device.take() == [("resumed", 0, None), ("plain", 0, None)]
+    device.disconnected()
+    loop.close()

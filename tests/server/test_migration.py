@@ -1,7 +1,6 @@
 """Migration over the wire: features, states, the stream, dirty pages; a device that has to become quiet."""
 
 import errno
-import os
 import struct
 from collections.abc import Callable
 from contextlib import suppress
@@ -11,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outboard import Bar, Client, Device, MsiX, Server
+from outboard import Bar, Client, Device, MsiX
 from outboard.client import migrate
 from outboard.errors import RemoteError, StateError
 from outboard.protocol.messages import FeatureFlag, MigrationFlag, MigrationState
@@ -21,27 +20,11 @@ from tests.raw import RawPeer
 from tests.server.conftest import Connect, Serve
 from tests.server.gadgets import Gadget, Handmade
 
-GET, SET, PROBE = 1 << 16, 1 << 17, 1 << 18
-MIGRATION, STATE, START, STOP, REPORT = 1, 2, 6, 7, 8
+GET, SET, PROBE = raw.FEATURE_GET, raw.FEATURE_SET, raw.FEATURE_PROBE
+MIGRATION, STATE = raw.MIGRATION, raw.MIG_DEVICE_STATE
+START = raw.LOG_START
 S = MigrationState
 PAGE = 4096
-
-
-def feature(flags: int, data: bytes = b"", *, argsz: int | None = None) -> bytes:
-    size = 8 + len(data) if argsz is None else argsz
-    return raw.message(raw.FEATURE, struct.pack("=II", size, flags) + data)
-
-
-def set_state(state: int) -> bytes:
-    return feature(SET | STATE, struct.pack("=Ii", state, -1))
-
-
-def mig_read(size: int, argsz: int | None = None) -> bytes:
-    return raw.message(raw.MIG_DATA_READ, struct.pack("=II", 8 + size if argsz is None else argsz, size))
-
-
-def mig_write(data: bytes) -> bytes:
-    return raw.message(raw.MIG_DATA_WRITE, struct.pack("=II", 8 + len(data), len(data)) + data)
 
 
 class Counter(Device):
@@ -95,10 +78,10 @@ def served(serve: Serve) -> Callable[[Device], Client]:
 @pytest.mark.point("P111")
 def test_features_can_be_probed_and_read(client: RawPeer) -> None:
     for flags in (PROBE | MIGRATION, PROBE | GET | MIGRATION, PROBE | GET | SET | STATE, PROBE | SET | START):
-        assert client.ask(feature(flags)).payload == struct.pack("=II", 8, flags)
-    answer = client.ask(feature(GET | MIGRATION, argsz=16))
+        assert client.ask(raw.feature(flags)).payload == struct.pack("=II", 8, flags)
+    answer = client.ask(raw.feature(GET | MIGRATION, argsz=16))
     assert struct.unpack("=IIQ", answer.payload) == (16, GET | MIGRATION, 0b111)
-    answer = client.ask(feature(GET | STATE, argsz=16))
+    answer = client.ask(raw.feature(GET | STATE, argsz=16))
     assert struct.unpack("=IIIi", answer.payload) == (16, GET | STATE, S.RUNNING, -1)
 
 
@@ -106,32 +89,36 @@ def test_features_can_be_probed_and_read(client: RawPeer) -> None:
 @pytest.mark.parametrize(
     "message",
     [
-        feature(PROBE | 999),
-        feature(PROBE | SET | MIGRATION),
-        feature(GET | 999, argsz=64),
-        feature(SET | MIGRATION, bytes(8)),
-        feature(GET | SET | STATE, bytes(8)),
-        feature(STATE, bytes(8)),
-        feature(GET | 1 << 19 | MIGRATION, argsz=64),
-        feature(GET | MIGRATION, argsz=15),
-        feature(GET | MIGRATION, argsz=7),
-        feature(SET | STATE, bytes(7)),
-        set_state(8),
-        set_state(0),
-        set_state(0xFFFF_FFFF),
+        raw.feature(PROBE | 999),
+        raw.feature(PROBE | SET | MIGRATION),
+        raw.feature(GET | 999, argsz=64),
+        raw.feature(SET | MIGRATION, bytes(8)),
+        raw.feature(GET | SET | STATE, bytes(8)),
+        raw.feature(STATE, bytes(8)),
+        raw.feature(GET | 1 << 19 | MIGRATION, argsz=64),
+        raw.feature(GET | MIGRATION, argsz=15),
+        raw.feature(GET | MIGRATION, argsz=7),
+        raw.feature(SET | STATE, bytes(7)),
+        raw.set_state(8),
+        raw.set_state(0),
+        raw.set_state(0xFFFF_FFFF),
     ],
 )
 def test_features_that_are_not_there_and_bad_requests_are_refused(client: RawPeer, message: bytes) -> None:
     assert client.refused(message) == errno.EINVAL
-    assert client.ask(feature(GET | STATE, argsz=16)).payload[8] == S.RUNNING
+    assert client.ask(raw.feature(GET | STATE, argsz=16)).payload[8] == S.RUNNING
 
 
 def test_a_device_without_state_has_no_features(serve: Serve, connect: Connect) -> None:
     client = connect(serve(Handmade()))
-    for message in (feature(GET | MIGRATION, argsz=16), feature(PROBE | START), set_state(S.STOP)):
+    for message in (
+        raw.feature(GET | MIGRATION, argsz=16),
+        raw.feature(PROBE | START),
+        raw.set_state(S.STOP),
+    ):
         assert client.refused(message) == errno.EINVAL
-    assert client.refused(mig_read(8)) == errno.EOPNOTSUPP
-    assert client.refused(mig_write(b"x")) == errno.EOPNOTSUPP
+    assert client.refused(raw.mig_read(8)) == errno.EOPNOTSUPP
+    assert client.refused(raw.mig_write(b"x")) == errno.EOPNOTSUPP
 
 
 @pytest.mark.point("P112")
@@ -190,22 +177,22 @@ def test_the_stream_comes_in_pieces_of_any_size_and_ends(served: Callable[[Devic
 
 @pytest.mark.point("P113")
 def test_migration_data_has_its_states_and_sizes(client: RawPeer) -> None:
-    assert client.refused(mig_read(8)) == errno.EINVAL
-    assert client.refused(mig_write(b"x")) == errno.EINVAL
-    client.ask(set_state(S.STOP_COPY))
-    assert client.refused(mig_read(8, argsz=8)) == errno.EINVAL
-    assert client.refused(mig_read((1 << 20) + 1)) == errno.EINVAL
-    assert client.refused(mig_write(b"x")) == errno.EINVAL
-    answer = client.ask(mig_read(1 << 20))
+    assert client.refused(raw.mig_read(8)) == errno.EINVAL
+    assert client.refused(raw.mig_write(b"x")) == errno.EINVAL
+    client.ask(raw.set_state(S.STOP_COPY))
+    assert client.refused(raw.mig_read(8, argsz=8)) == errno.EINVAL
+    assert client.refused(raw.mig_read((1 << 20) + 1)) == errno.EINVAL
+    assert client.refused(raw.mig_write(b"x")) == errno.EINVAL
+    answer = client.ask(raw.mig_read(1 << 20))
     argsz, size = struct.unpack("=II", answer.payload[:8])
     assert argsz == 8 + size == len(answer.payload)
     assert size < 1 << 20
-    assert client.ask(mig_read(100)).payload == struct.pack("=II", 8, 0)
-    client.ask(set_state(S.STOP))
-    assert client.refused(mig_read(8)) == errno.EINVAL
-    client.ask(set_state(S.RESUMING))
-    assert client.refused(mig_read(8)) == errno.EINVAL
-    assert client.ask(mig_write(b"")).payload == b""
+    assert client.ask(raw.mig_read(100)).payload == struct.pack("=II", 8, 0)
+    client.ask(raw.set_state(S.STOP))
+    assert client.refused(raw.mig_read(8)) == errno.EINVAL
+    client.ask(raw.set_state(S.RESUMING))
+    assert client.refused(raw.mig_read(8)) == errno.EINVAL
+    assert client.ask(raw.mig_write(b"")).payload == b""
 
 
 @pytest.mark.point("P114")
@@ -291,8 +278,8 @@ def test_a_device_that_cannot_stop_stays_where_it_is(serve: Serve, connect: Conn
             raise RuntimeError("the author's bug, stopping")
 
     client = connect(serve(Stubborn()))
-    assert client.refused(set_state(S.STOP_COPY)) == errno.EIO
-    assert client.ask(feature(GET | STATE, argsz=16)).payload[8] == S.RUNNING
+    assert client.refused(raw.set_state(S.STOP_COPY)) == errno.EIO
+    assert client.ask(raw.feature(GET | STATE, argsz=16)).payload[8] == S.RUNNING
 
 
 @given(data=st.data())
@@ -319,105 +306,6 @@ def test_a_state_of_a_newer_class_or_another_device_is_refused() -> None:
             Counter().restore_state(other.save_state())
 
 
-@pytest.mark.point("P116")
-def test_dirty_pages_are_what_the_device_wrote(served: Callable[[Device], Client]) -> None:
-    device = Counter()
-    with served(device) as client:
-        client.bus_master()
-        low, high = client.memory(16 * PAGE, 0x10000), client.memory(4 * PAGE, 0x20000)
-        with pytest.raises(RemoteError):
-            client.migration.dirty_pages(0, 0x40000)
-        client.migration.start_dirty_log([(low.address, low.size), (high.address, high.size)])
-        device.dma.write(0x10FFF, b"ab")
-        device.dma.write(0x1FFFF, b"across two maps")
-        assert client.migration.dirty_pages(0, 0x40000) == [0x10000, 0x11000, 0x1F000, 0x20000]
-        assert client.migration.dirty_pages(0, 0x40000) == []
-        device.dma.write(0x15000, b"x")
-        assert client.migration.dirty_pages(0, 0x40000, 0x10000) == [0x10000]
-        device.dma.write(0x15000, b"x")
-        assert client.migration.dirty_pages(0x14000, 0x3000) == [0x15000]
-        device.dma.write(0x15000, b"x")
-        assert client.migration.dirty_pages(0, 1 << 32, 1 << 30) == [0]
-        view = device.dma.view(0x12000, 8, writable=True)
-        assert client.migration.dirty_pages(0, 0x40000) == [0x12000]
-        view[0] = 1
-        assert client.migration.dirty_pages(0, 0x40000) == [0x12000]
-        view[0] = 2
-        view.release()
-        assert client.migration.dirty_pages(0, 0x40000) == [0x12000]
-        assert client.migration.dirty_pages(0, 0x40000) == []
-        client.migration.stop_dirty_log()
-        device.dma.write(0x15000, b"x")
-        client.migration.start_dirty_log([])
-        assert client.migration.dirty_pages(0, 0x40000) == []
-
-
-@pytest.mark.point("P116")
-@pytest.mark.parametrize(
-    "message",
-    [
-        feature(SET | START, struct.pack("=QII", 4095, 0, 0)),
-        feature(SET | START, struct.pack("=QII", 2048, 0, 0)),
-        feature(SET | START, struct.pack("=QII", 1 << 31, 0, 0)),
-        feature(SET | START, struct.pack("=QII", 4096, 1, 0)),
-        feature(SET | START, struct.pack("=QII", 4096, 0xFFFF_FFFF, 0)),
-        feature(SET | START, struct.pack("=QIIQQ", 4096, 1, 0, 0, 0)),
-        feature(SET | START, struct.pack("=QIIQQ", 4096, 1, 0, 2**64 - 1, 2)),
-        feature(SET | STOP),
-        feature(GET | REPORT, struct.pack("=QQQ", 0, 4096, 4096), argsz=40),
-    ],
-)
-def test_dirty_logging_takes_no_nonsense(client: RawPeer, message: bytes) -> None:
-    assert client.refused(message) == errno.EINVAL
-
-
-@pytest.mark.point("P116")
-@pytest.mark.parametrize(
-    ("asked", "room"),
-    [
-        ((0, 0, 4096), 8),
-        ((1, 4096, 4096), 8),
-        ((0, 4096, 4097), 8),
-        ((0, 2**63, 4096), 8),
-        ((2**64 - 4096, 8192, 4096), 8),
-        ((0, 4096, 4096), 7),
-        ((0, 65 * 4096, 4096), 8),
-        ((0, 2**63, 4096), 0x7FFF_FFFF),
-    ],
-)
-def test_a_report_takes_no_nonsense(client: RawPeer, asked: tuple[int, int, int], room: int) -> None:
-    client.ask(feature(SET | START, struct.pack("=QII", 4096, 0, 0)))
-    client.refused(feature(SET | START, struct.pack("=QII", 4096, 0, 0)))
-    data = struct.pack("=QQQ", *asked)
-    assert client.refused(feature(GET | REPORT, data, argsz=32 + room)) == errno.EINVAL
-
-
-@pytest.mark.point("P98", "P116")
-def test_older_clients_ask_for_dirty_pages_with_the_unmap(
-    gadget: Gadget, client: RawPeer, eventfds: object
-) -> None:
-    fd = raw.memory_file(4 * PAGE)
-    client.write(raw.CONFIG, 4, b"\4")
-    client.ask(raw.dma_map(0x10000, 4 * PAGE), [fd])
-    os.close(fd)
-    unmap = struct.pack("=IIQQQQ", 24 + 16 + 8, 1, 0x10000, 4 * PAGE, PAGE, 8)
-    assert client.refused(raw.message(raw.DMA_UNMAP, unmap)) == errno.EINVAL
-    client.ask(feature(SET | START, struct.pack("=QII", 4096, 0, 0)))
-    gadget.dma.write(0x12000, b"x")
-    answer = client.ask(raw.message(raw.DMA_UNMAP, unmap))
-    assert struct.unpack("=IIQQQQQ", answer.payload) == (48, 1, 0x10000, 4 * PAGE, PAGE, 8, 0b0100)
-    assert gadget.dma.maps == ()
-
-
-def test_the_log_of_dirty_pages_ends_with_the_client(serve: Serve, connect: Connect, gadget: Gadget) -> None:
-    server = serve(gadget)
-    client = connect(server)
-    client.ask(feature(SET | START, struct.pack("=QII", 4096, 0, 0)))
-    client.close()
-    client = connect(server)
-    client.ask(feature(SET | START, struct.pack("=QII", 4096, 0, 0)))
-
-
 def test_a_stopped_device_reaches_no_memory_and_its_timers_wait(served: Callable[[Device], Client]) -> None:
     gadget = Gadget()
     with served(gadget) as client:
@@ -442,111 +330,13 @@ def test_a_client_that_leaves_a_stopped_device_leaves_one_that_is_reset(
     server = serve(device)
     client = connect(server)
     client.write(0, 0, b"\5\0\0\0")
-    client.ask(set_state(S.STOP_COPY))
+    client.ask(raw.set_state(S.STOP_COPY))
     client.close()
     client = connect(server)
-    assert client.ask(feature(GET | STATE, argsz=16)).payload[8] == S.RUNNING
+    assert client.ask(raw.feature(GET | STATE, argsz=16)).payload[8] == S.RUNNING
     assert client.read(0, 0, 4) == bytes(4)
     assert device.total == 0
     assert not device.stopped
-
-
-class Slow(Device):
-    """Becomes quiet only when the test says so."""
-
-    regs = Bar(0, size=0x1000)
-    value = regs.reg(0x00)
-    finish = regs.reg(0x08, access="wo")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.busy = True
-        self.log: list[str] = []
-
-    def on_quiesce(self) -> bool:
-        self.log.append("quiesce")
-        if self.busy:
-            self.after(0.01, self.end)
-        return not self.busy
-
-    def end(self) -> None:
-        self.log.append("quiet")
-        self.quiesced()
-
-    def on_resume(self) -> None:
-        self.log.append("resume")
-
-    def on_reset(self) -> None:
-        self.log.append("reset")
-
-
-@pytest.fixture
-def slow(serve: Serve, connect: Connect) -> tuple[Slow, RawPeer, Server]:
-    device = Slow()
-    server = serve(device)
-    return device, connect(server), server
-
-
-def test_requests_wait_in_their_order_until_the_device_is_quiet(
-    slow: tuple[Slow, RawPeer, Server],
-) -> None:
-    device, client, _ = slow
-    messages = (raw.dma_map(0, PAGE, id=1), raw.write(0, 0, b"\1\0\0\0", id=2), raw.read(0, 0, 4, id=3))
-    client.send(b"".join(messages))
-    client.send(raw.dma_unmap(0, PAGE, id=4))
-    client.send(raw.reset(id=5))
-    client.send(raw.read(0, 0, 4, id=6))
-    answers = [client.receive() for _ in range(6)]
-    assert [answer.id for answer in answers] == [1, 2, 3, 4, 5, 6]
-    assert all(answer.flags == raw.REPLY for answer in answers)
-    assert (answers[2].payload[16:], answers[5].payload[16:]) == (b"\1\0\0\0", bytes(4))
-    once = ["quiesce", "quiet", "resume"]
-    assert device.log == [*once, *once, "quiesce", "quiet", "reset", "resume"]
-
-
-def test_a_stop_waits_for_a_device_that_is_slow_to_become_quiet(slow: tuple[Slow, RawPeer, Server]) -> None:
-    device, client, _ = slow
-    client.ask(set_state(S.STOP))
-    assert device.log == ["quiesce", "quiet"]
-    client.ask(raw.dma_map(0, PAGE))
-    assert device.log == ["quiesce", "quiet"]
-    client.ask(set_state(S.RUNNING))
-    assert device.log == ["quiesce", "quiet", "resume"]
-
-
-def test_a_client_may_vanish_while_it_waits(slow: tuple[Slow, RawPeer, Server], connect: Connect) -> None:
-    device, client, server = slow
-    before = raw.open_descriptors()
-    fd = raw.memory_file(PAGE)
-    client.send(raw.dma_map(0, PAGE), [fd])
-    client.send(raw.dma_map(PAGE, PAGE), [fd])
-    os.close(fd)
-    client.close()
-    other = connect(server)
-    device.busy = False
-    other.ask(raw.dma_map(0, PAGE))
-    assert device.log[-1] == "resume"
-    other.close()
-    assert raw.open_descriptors() <= before
-
-
-def test_what_a_client_can_add_while_it_waits_is_bounded(
-    serve: Serve, connect: Connect, caplog: pytest.LogCaptureFixture
-) -> None:
-    class Never(Device):
-        regs = Bar(0, size=0x100000)
-
-        def on_quiesce(self) -> bool:
-            return False
-
-    client = connect(serve(Never()))
-    client.send(raw.reset())
-    write = raw.write(0, 0, bytes(0x100000))
-    with suppress(BrokenPipeError, ConnectionResetError):
-        for _ in range(64):
-            client.send(write)
-    client.expect_closed()
-    assert "waits for the device" in caplog.text
 
 
 def test_the_client_can_ask_what_a_device_can(served: Callable[[Device], Client]) -> None:

@@ -126,7 +126,7 @@ class Doorbells:
         self._holder = holder
         self._watcher: Watcher | None = None
         self._heard = True
-        self._stopped = False
+        self._hushed = False
         self._owed: list[int] = []
         self._fds: dict[int, int] = {}
         self._last = [0] * declared.count
@@ -156,14 +156,15 @@ class Doorbells:
         self._watch_all()
 
     @property
-    def stopped(self) -> bool:
-        """Whether the client has stopped the device: rings wait."""
-        return self._stopped
+    def hushed(self) -> bool:
+        """Whether the device is stopped, or becomes quiet: rings by descriptor wait."""
+        return self._hushed
 
-    @stopped.setter
-    def stopped(self, stopped: bool) -> None:
-        self._stopped = stopped
-        self._watch_all()
+    @hushed.setter
+    def hushed(self, hushed: bool) -> None:
+        if hushed != self._hushed:
+            self._hushed = hushed
+            self._watch_all()
 
     def fd(self, index: int) -> int:
         """The eventfd of a doorbell, or of a value to match; made when first asked for.
@@ -264,7 +265,7 @@ class Doorbells:
     def _watch(self, number: int, fd: int) -> None:
         if self._watcher is None or not self.declared.handler:
             return
-        if self._heard and not self._stopped:
+        if self._heard and not self._hushed:
             self._watcher.watch(fd, partial(self._signalled, number, fd))
         else:
             self._watcher.unwatch(fd)

@@ -143,17 +143,21 @@ def _data(data: Buffer, name: str) -> tuple[int, int, bytes]:
 
 @dataclass(slots=True)
 class MigDataReadReply(Message):
-    """The reply to MIG_DATA_READ: ``size`` bytes of ``data``; fewer than asked for at the end."""
+    """The reply to MIG_DATA_READ: ``size`` bytes of ``data``; fewer than asked for at the end.
+
+    ``padding`` bytes of nothing may follow, as with libvfio-user.
+    """
 
     argsz: int
     size: int
     data: bytes
+    padding: int = 0
 
     def encode(self) -> bytes:
         """The 8 bytes of the fields, then the data."""
         if len(self.data) != self.size:
             raise wrong_length(self.size, self.data, "the reply to MIG_DATA_READ")
-        return pack(PREFIX, self.argsz, self.size) + self.data
+        return pack(PREFIX, self.argsz, self.size) + self.data + bytes(self.padding)
 
     @classmethod
     def decode(cls, data: Buffer) -> Self:

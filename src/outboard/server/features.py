@@ -42,11 +42,14 @@ Method = Callable[[bytes, int], bytes]
 class Features:
     """The features of ``device``, for one client that takes ``limit`` bytes of data in a message.
 
+    ``pads_data``: it wants replies of migration data to be as long as it asked for.
+
     A device that cannot be migrated has none.
     """
 
     def __init__(self, device: DeviceContract) -> None:
         self.limit = 0
+        self.pads_data = False
         moved = movable(device)
         self.migration = Migration(moved) if moved is not None else None
         self._memory: GuestMemory | None = getattr(device, "dma", None)
@@ -96,7 +99,8 @@ class Features:
     def read_data(self, request: Request, body: MigDataRead) -> Message:
         """MIG_DATA_READ: the next bytes of the migration stream."""
         data = self._migration().read(body.size)
-        return MigDataReadReply(PREFIX.size + len(data), len(data), data)
+        padding = body.size - len(data) if self.pads_data else 0
+        return MigDataReadReply(PREFIX.size + len(data), len(data), data, padding)
 
     def write_data(self, request: Request, body: MigDataWrite) -> Message:
         """MIG_DATA_WRITE: the next bytes of another device's stream."""

@@ -49,6 +49,8 @@ class Profile:
     """What a failed request is answered with."""
     overlap_errno: int = errno.EEXIST
     """The errno that refuses a DMA_MAP over another."""
+    full_migration_data: bool = False
+    """Whether the reply to MIG_DATA_READ is as long as what was asked for, whatever there is."""
     reset_on_disconnect: bool = False
     """Whether the device is reset when the client goes: it leaves the device running."""
 
@@ -94,6 +96,7 @@ LIBVFIO_USER = Profile(
     dma_layout=DmaLayout.SPEC,
     io_fds=IoFdsLayout.LIBVFIO_USER,
     overlap_errno=errno.EINVAL,
+    full_migration_data=True,
 )
 
 PROFILES = {

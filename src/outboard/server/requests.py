@@ -99,6 +99,7 @@ class Requests:
     def meet(self, profile: Profile, announced_fds: int) -> None:
         """The client is known; ``announced_fds`` are the descriptors it said it takes in a message."""
         self._profile = profile
+        self.features.pads_data = profile.full_migration_data
         self._most_fds = announced_fds if profile.most_fds is None else profile.most_fds
         self.read = self.device.region_read if profile.on_error == "error" else self._read_or_ones
 
