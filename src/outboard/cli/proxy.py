@@ -24,9 +24,10 @@ def proxy(
     *,
     listen: Path,
     connect: Path,
-    record: Annotated[Path | None, Parameter(alias="--pcap")] = None,
+    record: Annotated[Path | None, Parameter(alias="--pcap", allow_leading_hyphen=True)] = None,
     timeline: Path | None = None,
     print: bool = False,
+    memory_by_message: Annotated[bool, Parameter(negative=())] = False,
     fault: list[str] | None = None,
     seed: int = 0,
 ) -> None:
@@ -68,6 +69,9 @@ def proxy(
         Write a timeline for ui.perfetto.dev into this file.
     print
         Print every message as it passes.
+    memory_by_message
+        Keep the descriptors of guest memory back, so that the server asks for all of it by messages:
+        slow, and a recording then holds what the device read.
     fault
         What to break, and when; may be given several times.
     seed
@@ -89,7 +93,13 @@ def proxy(
             file = sys.stdout.buffer if piped else stack.enter_context(record.open("wb"))
             capture = CaptureWriter(file)
         between = Proxy(
-            listen, connect, faults=faults, seed=seed, capture=capture, observer=_describing(told)
+            listen,
+            connect,
+            faults=faults,
+            seed=seed,
+            capture=capture,
+            observer=_describing(told),
+            share_memory=not memory_by_message,
         )
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: between.stop())
