@@ -176,6 +176,7 @@ class Broken:
         self.server.close()
 
     def remarks(self) -> list[str]:
+        self.proxy.close()  # a message is shown after it has gone on
         return [each.remark for each in self.seen if each.remark]
 
 
@@ -217,6 +218,8 @@ def test_an_error_in_the_place_of_a_reply_lets_its_descriptors_go(ends: Ends) ->
     os.close(fd)
     answer = client.receive()
     assert (answer.error, answer.fds, answer.size) == (errno.EIO, (), 16)
+    client.send(raw.reset())
+    server.receive()  # by now all that was sent before has been closed
     assert raw.open_descriptors() == before
 
 
@@ -274,6 +277,7 @@ def test_vectors_that_are_assigned_anew_or_taken_back_leave_no_descriptor(folder
         before = raw.open_descriptors()
         for _ in range(20):
             client.enable_msi(2)
+        client.config.read32(0)  # by now all that was sent before has been closed
         assert raw.open_descriptors() == before
         client.disable_interrupts(IrqIndex.MSI)
         interrupt = client.enable_msi(1)[0]

@@ -14,6 +14,7 @@ def replay(
     device: DeviceContract,
     *,
     ignore: Sequence[Volatile] = (),
+    ignore_dma: bool = False,
     patience: float = PATIENCE,
 ) -> list[Difference]:
     """Says to `device`, in memory, what a recorded client said; where its answers differ, in order.
@@ -24,13 +25,13 @@ def replay(
             assert replay("tests/boot.pcapng", MyDevice()) == []
 
     The device has to be as fresh as the recorded one was. Each connection of the capture is played after the
-    other. ``ignore`` names bytes that are not compared; ``patience`` is how long, in seconds, a read is
-    repeated that shows something else. What the device's own code raises is raised here. See `Player`.
+    other. ``ignore``, ``ignore_dma`` and ``patience`` as in `Player`. What the device's own code raises is
+    raised here.
     """
     differences: list[Difference] = []
     for messages in connections(read_capture(capture) if isinstance(capture, str | os.PathLike) else capture):
         transport = InMemoryTransport(device)
-        player = Player(messages, transport, ignore=ignore, patience=patience)
+        player = Player(messages, transport, ignore=ignore, ignore_dma=ignore_dma, patience=patience)
         transport.serve_client = player.serve
         differences += player.play()
         transport.raise_device_error()

@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 ACCEPT_AGAIN = 1.0
 """Seconds until a client that could not be taken is tried again: time must free a descriptor first."""
 MAIN, TWIN = 0, 1
+KEPT_BACK = "its descriptor was kept back"
 BETWEEN = "the proxy stands between its interrupts"
 
 AS_IT_IS = Fate(None)
@@ -46,7 +47,9 @@ class Proxy:
     It listens when the constructor returns. Run it with `serve_forever`, or in a thread of its own with
     `start`. One client is served at a time, a second one waits its turn. Every message is written to
     ``capture`` and shown to ``observer``, from the proxy's thread. ``faults`` happen by the chance of
-    ``seed``; each connection starts their schedules anew. A context manager that closes.
+    ``seed``; each connection starts their schedules anew. Without ``share_memory`` the server gets no
+    descriptor of guest memory, and asks for all of it by messages: then a capture holds what it read. A
+    context manager that closes.
 
     ::
 
@@ -65,6 +68,7 @@ class Proxy:
         seed: int = 0,
         capture: CaptureWriter | None = None,
         observer: Observer | None = None,
+        share_memory: bool = True,
     ) -> None:
         self.path = Path(listen)
         self.server = Path(connect)
@@ -74,6 +78,7 @@ class Proxy:
         self.loop.report = self._fail
         self._capture = capture
         self._observer = observer
+        self._share_memory = share_memory
         self._conversation: Conversation | None = None
         self._served = 0
         self._thread: threading.Thread | None = None
@@ -153,7 +158,14 @@ class Proxy:
         self._served += 1
         observer = self._observe if self._capture or self._observer else None
         self._conversation = Conversation(
-            self.loop, client, server, faults, observer, connection, self._disconnected
+            self.loop,
+            client,
+            server,
+            faults,
+            observer,
+            connection,
+            self._disconnected,
+            share_memory=self._share_memory,
         )
         for fault in self.faults:
             if isinstance(fault, Disconnect) and fault.at is not None:
@@ -192,12 +204,15 @@ class Conversation:
         observer: Observer | None,
         connection: int,
         on_close: Callable[[str], None],
+        *,
+        share_memory: bool,
     ) -> None:
         self._loop = loop
         self._faults = faults
         self._observer = observer
         self._connection = connection
         self._on_close = on_close
+        self._share_memory = share_memory
         self._started = time.monotonic()
         self._limits: dict[Direction, int] = {}
         self._twin: Relay | None = None
@@ -260,17 +275,23 @@ class Conversation:
         elif command == Command.DEVICE_SET_IRQS and self._interrupts is not None and _is_command(data):
             fds = self._interrupts.stand_between(data, fds)
             remark = "; ".join(filter(None, (remark, BETWEEN if fds else "")))
-        if self._observer is not None:
-            self._note(lane, data, len(fds), remark)
+        elif command == Command.DMA_MAP and not self._share_memory and fds:
+            close_all(fds)
+            fds, remark = (), "; ".join(filter(None, (remark, KEPT_BACK)))
+        if self._observer is None:
+            lane.send(data, fds, fate.delay)
+            return
+        came, count = time.time_ns(), len(fds)
         lane.send(data, fds, fate.delay)
+        self._note(lane, data, count, remark, came)
 
-    def _note(self, lane: Lane, data: bytes, fds: int, remark: str = "") -> None:
-        """Tells whoever watches of a message."""
-        if self._observer is not None:
-            place = TWIN if self._twin is not None and lane in self._twin.lanes else MAIN
-            self._observer(
-                Captured(time.time_ns(), lane.direction, data, fds, place, remark, self._connection)
-            )
+    def _note(self, lane: Lane, data: bytes, fds: int, remark: str, came: int | None = None) -> None:
+        """Tells whoever watches of a message that `came` then, or now: after it went on, as a CPU waits."""
+        if self._observer is None:
+            return
+        place = TWIN if self._twin is not None and lane in self._twin.lanes else MAIN
+        time_ns = time.time_ns() if came is None else came
+        self._observer(Captured(time_ns, lane.direction, data, fds, place, remark, self._connection))
 
     def _take_note(self, lane: Lane, data: bytes, fds: Sequence[int]) -> Sequence[int]:
         """Of what VERSION says: the sizes its sender takes, and the twin socket, between which we get too."""

@@ -5,13 +5,10 @@ the server's own commands. What cannot be the same is met so: guest memory is em
 hears interrupts, and a read that shows something else is repeated for a moment, for devices take their time.
 """
 
-import errno
 import socket
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from struct import Struct
 
 from outboard.client.transport import SocketTransport, Transport
 from outboard.descriptors import close_all
@@ -23,6 +20,7 @@ from outboard.protocol.wire import HEADER, HEADER_SIZE, HeaderFlag
 from outboard.trace.capture import Captured
 from outboard.trace.describe import Describer
 from outboard.trace.faults import ACCESS_END, MADE_UP, NOT_FORWARDED, Part, Passing, was_altered
+from outboard.trace.recorded_dma import RecordedDma
 from outboard.trace.relay import LARGEST_TRANSFER, UNCUT
 from outboard.trace.stand_in import StandIn
 
@@ -32,7 +30,6 @@ REPLY_TIMEOUT = 5.0
 """Seconds a reply, or a command of the server, is waited for: what QEMU grants."""
 BETWEEN_READS = 0.002
 MAIN, TWIN = 0, 1
-DMA_FIELDS = Struct("=QQ")
 ID_SIZE = 2
 
 
@@ -80,8 +77,10 @@ def _in_words(message: Captured, command: Captured | None = None) -> str:
 class Player:
     """Plays one connection of a capture to the server behind ``transport``, which it closes.
 
-    ``ignore`` names bytes that are not compared; ``patience`` is how long, in seconds, a read is repeated
-    that shows something else than recorded. Raises CaptureError for a capture that cannot be replayed.
+    ``ignore`` names bytes that are not compared; with ``ignore_dma`` the server's own commands are answered,
+    not compared, for devices that bundle them as time allows; ``patience`` is how long, in seconds, a read is
+    repeated that shows something else than recorded. Raises CaptureError for a capture that cannot be
+    replayed.
     """
 
     def __init__(
@@ -90,6 +89,7 @@ class Player:
         transport: Transport,
         *,
         ignore: Sequence[Volatile] = (),
+        ignore_dma: bool = False,
         patience: float = PATIENCE,
     ) -> None:
         self.differences: list[Difference] = []
@@ -103,9 +103,9 @@ class Player:
         self._replies: dict[int, Frame] = {}
         self._at = 0
         self._given_up: set[bytes] = set()
-        self._expected: deque[tuple[int, Captured]] = deque()
-        self._answers: dict[int, Captured] = {}
-        self._pair_server_commands()
+        self._dma = RecordedDma(self._script, self._memory)
+        self._ignore_dma = ignore_dma
+        self._command_timeout = patience if ignore_dma else REPLY_TIMEOUT
 
     def play(self) -> list[Difference]:
         """Plays all of it; the differences, none when the server behaved as recorded."""
@@ -163,12 +163,15 @@ class Player:
 
     def _await_command(self, captured: Captured) -> None:
         """Waits until the server has sent the command that it sent here in the recording."""
-        deadline = time.monotonic() + REPLY_TIMEOUT
-        while any(number == self._at for number, _ in self._expected):
+        deadline = time.monotonic() + self._command_timeout
+        while self._dma.awaits(self._at):
             try:
                 self._receive(deadline - time.monotonic())
             except PeerTimeout:
-                self._expected = deque(each for each in self._expected if each[0] != self._at)
+                self._dma.give_up(self._at)
+                self._command_timeout = self._patience  # the next ones are likely to be missing too
+                if self._ignore_dma:
+                    return
                 self.differences.append(
                     Difference(self._at, None, captured, None, "the server did not send it")
                 )
@@ -265,52 +268,17 @@ class Player:
             self._twin = SocketTransport(socket.socket(fileno=fds.pop(twin.fd_index or 0)))
             frame.fds = tuple(fds)
 
-    def _pair_server_commands(self) -> None:
-        """What the recorded server asked, in its order, and what the recorded client answered."""
-        waiting: dict[tuple[int, int], int] = {}
-        for number, captured in self._script:
-            passing = Passing(captured.data, captured.direction)
-            key = captured.socket, passing.header[0]
-            if passing.part is Part.COMMAND and captured.direction is Direction.TO_CLIENT:
-                self._expected.append((number, captured))
-                waiting[key] = number
-            elif passing.part is Part.REPLY and captured.direction is Direction.TO_SERVER and key in waiting:
-                self._answers[waiting.pop(key)] = captured
-
     def _answer(self, frame: Frame, place: int) -> None:
-        """Answers a command of the server as the recorded client did, or else from the stand-in's memory."""
-        if frame.command == Command.DMA_WRITE and len(frame.payload) >= DMA_FIELDS.size:
-            address, _ = DMA_FIELDS.unpack_from(frame.payload)
-            self._memory.write(address, bytes(frame.payload[DMA_FIELDS.size :]))
-        for entry in self._expected:
-            number, recorded = entry
-            same_command = HEADER.unpack_from(recorded.data)[1] == frame.command
-            if same_command and recorded.data[HEADER_SIZE:] == frame.payload:
-                self._expected.remove(entry)
-                if number in self._answers:
-                    answer = self._answers[number].data
-                    self._reply(frame.message_id.to_bytes(2, "little") + answer[ID_SIZE:], place)
-                return
-        got = _captured(frame, None)
-        self.differences.append(
-            Difference(self._at, None, None, got, "which the recorded server did not send")
-        )
-        self._reply(self._own_answer(frame), place)
-
-    def _own_answer(self, frame: Frame) -> bytes:
-        """The answer to a command that the recorded server did not send."""
-        refusal = (HeaderFlag.REPLY | HeaderFlag.ERROR, errno.EINVAL)
-        if frame.command not in (Command.DMA_READ, Command.DMA_WRITE) or len(frame.payload) < DMA_FIELDS.size:
-            return HEADER.pack(frame.message_id, frame.command, HEADER_SIZE, *refusal)
-        address, count = DMA_FIELDS.unpack_from(frame.payload)
-        payload = bytes(frame.payload[: DMA_FIELDS.size])
-        if frame.command == Command.DMA_READ:
-            content = self._memory.read(address, count) if count <= LARGEST_TRANSFER else None
-            if content is None:
-                return HEADER.pack(frame.message_id, frame.command, HEADER_SIZE, *refusal)
-            payload += content
-        size = HEADER_SIZE + len(payload)
-        return HEADER.pack(frame.message_id, frame.command, size, HeaderFlag.REPLY, 0) + payload
+        """Answers a command of the server."""
+        data, was_recorded = self._dma.answer(frame)
+        if not was_recorded and not self._ignore_dma:
+            self.differences.append(
+                Difference(
+                    self._at, None, None, _captured(frame, None), "which the recorded server did not send"
+                )
+            )
+        if data is not None:
+            self._reply(data, place)
 
     def _reply(self, data: bytes, place: int) -> None:
         transport = self._twin if place == TWIN and self._twin is not None else self._transport
