@@ -76,6 +76,7 @@ class Stage:
             self.observe,
             0,
             self.on_close,
+            share_memory=True,
         )
 
     def play(self) -> None:
