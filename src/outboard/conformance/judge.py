@@ -72,13 +72,15 @@ def judge_point(point: Point[Target], target: Target) -> Verdict:
         verdict = Verdict(point, Outcome.NOT_APPLICABLE, reason=str(error))
     except Wrong as error:
         verdict = Verdict(point, Outcome.FAIL, error.expected, error.saw)
+        if crash := target.crash(isinstance(error, Closed)):
+            verdict = replace(verdict, saw=f"{error.saw}: {crash}")
     except PeerLost as error:
         if not target.was_reached:
             raise
         verdict = Verdict(point, Outcome.FAIL, "the server to take the next client", str(error))
     finally:
         target.end_check()
-    if crash := target.crash():
+    if crash := target.crash(suspected=False):
         return Verdict(point, Outcome.FAIL, "the server to live on", crash)
     return verdict
 

@@ -198,6 +198,11 @@ class Peer:
         if not message.flags & wire.NO_REPLY:
             self.send(Body(message.command).message(message.id, wire.REPLY | wire.ERROR, error=error))
 
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self.socket.fileno() < 0
+
     def close(self) -> None:
         """End the connection. Harmless to repeat."""
         for message in self._came:

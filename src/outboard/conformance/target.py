@@ -21,6 +21,8 @@ from outboard.errors import SetupError
 
 PATIENCE = 5.0
 """Seconds a server may take until it listens, or has let go of the client before."""
+UNHURRIED = 0.5
+"""Seconds in which a process that is about to end has ended."""
 CREDENTIALS = struct.Struct("=iII")
 
 
@@ -44,6 +46,7 @@ class Target:
         self.writable = writable
         self.timeout = timeout
         self.process: subprocess.Popen[bytes] | None = None
+        self.ends_with_client = False
         self._peers: list[Peer] = []
         self._restores: list[Callable[[Peer], None]] = []
 
@@ -54,7 +57,8 @@ class Target:
 
     def connect(self) -> Peer:
         """A connection on which nothing was said. Raises PeerLost when nobody listens."""
-        end = time.monotonic() + PATIENCE
+        self._await_end()
+        end, anew = time.monotonic() + PATIENCE, self.command is not None
         while True:
             connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             try:
@@ -62,7 +66,10 @@ class Target:
             except OSError as error:
                 connection.close()
                 if time.monotonic() > end:
-                    raise PeerLost(f"nobody listens on {self.path}: {error.strerror}") from error
+                    if not anew:
+                        raise PeerLost(f"nobody listens on {self.path}: {error.strerror}") from error
+                    self.stop()  # it runs and does not listen
+                    end, anew = time.monotonic() + PATIENCE, False
                 self._start_if_gone()
                 time.sleep(0.01)
             else:
@@ -99,6 +106,10 @@ class Target:
             raise NotApplicable(f"the server does not describe itself: {error}") from error
         finally:
             peer.close()
+            if self.process is not None:
+                with suppress(subprocess.TimeoutExpired):
+                    self.process.wait(UNHURRIED)
+                    self.ends_with_client = True
 
     def descriptors(self, peer: Peer) -> int:
         """How many descriptors the server's process has. Raises NotApplicable where that cannot be seen."""
@@ -130,13 +141,13 @@ class Target:
             peer.close()
         self._peers.clear()
 
-    def crash(self) -> str:
-        """The sentence that says how the server crashed, or nothing."""
+    def crash(self, failed: bool) -> str:
+        """The sentence that says how the server crashed, or nothing; ``failed``: there is a suspicion."""
         if self.process is None:
             return ""
         with suppress(subprocess.TimeoutExpired):
             # A crash ends the connection a moment before the process can be waited for.
-            self.process.wait(0.02)
+            self.process.wait(UNHURRIED if failed else 0)
         status = self.process.returncode
         if status is None or status >= 0:
             return ""
@@ -154,6 +165,14 @@ class Target:
         """End everything."""
         self.end_check()
         self.stop()
+
+    def _await_end(self) -> None:
+        """Some servers end when their client goes: one that is about to must not be connected to."""
+        if self.ends_with_client and self.process is not None and all(peer.closed for peer in self._peers):
+            try:
+                self.process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                self.stop()
 
     def _start_if_gone(self) -> None:
         if self.command is None or (self.process is not None and self.process.poll() is None):

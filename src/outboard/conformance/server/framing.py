@@ -200,12 +200,19 @@ def refusals(peer: Peer) -> list[tuple[str, wire.Message]]:
         "a read of region 100": wire.region_read(100, 0, 4),
         "a read beyond configuration space": wire.region_read(wire.CONFIG, 1 << 20, 4),
     }
-    return [(what, peer.refused(body, what=what)) for what, body in asked.items()]
+    found = [(what, peer.refused(body, what=what)) for what, body in asked.items()]
+    # Whoever does not ignore these has to refuse them properly: libvfio-user refuses, with a payload.
+    for at in (0x00, 0x44, 0xFC):
+        body = wire.region_write(wire.CONFIG, at, bytes(4))
+        if (answer := peer.answer(body, peer.command(body))).is_error:
+            found.append((f"a write to configuration space at {at:#x}", answer))
+    return found
 
 
 @point(
     "P9a",
-    source="Error handling: the reply to a failed command is only the header",
+    source="Error handling: the reply to a failed command is only the header. libvfio-user's error replies"
+    " come with payload where the access itself failed (tran_sock_reply)",
     matters="an error reply with payload puts a client out of step that believes the specification: QEMU"
     " drops a reply it does not expect without draining its body",
     profiles=(SPEC, QEMU),
@@ -397,23 +404,44 @@ def reserved_flags(target: Target) -> None:
     next_client(target, "reserved flags")
 
 
+def unsolicited(target: Target, size: int) -> None:
+    """A reply with ``size`` bytes of payload is ignored or refused, and the next command answered."""
+    peer, after = target.open(), f"a reply nobody asked for, with {size} bytes of payload"
+    peer.send(wire.Body(wire.DMA_READ, bytes(size)).message(7, flags=wire.REPLY))
+    number = peer.command(wire.device_info())
+    for _ in range(2):
+        message = peer.receive(f"the next command to be answered after {after}")
+        if (message.id, message.command) == (number, wire.DEVICE_INFO):
+            in_step(peer, after)
+            return
+        if not message.is_error:
+            raise Wrong(f"an error, or nothing, in answer to {after}", str(message))
+    raise Wrong(
+        f"the next command to be answered after {after}", f"{message} with id {message.id}: out of step"
+    )
+
+
 @point(
-    "P15",
+    "P15a",
     source="Message IDs: a reply that answers nothing is the sender's mistake and concerns no other message",
-    matters="a late answer of a client to a DMA_READ given up would cost the connection",
+    matters="a late answer of a client would cost the connection",
     profiles=(SPEC, ROBUST),
 )
 def unsolicited_reply(target: Target) -> None:
     """A reply nobody asked for leaves the connection usable."""
-    peer = target.open()
-    peer.send(wire.Body(wire.DMA_READ, bytes(16)).message(7, flags=wire.REPLY))
-    number = peer.command(wire.device_info())
-    first = peer.receive("the next command to be answered")
-    if first.id != number or first.command != wire.DEVICE_INFO:
-        if not first.is_error:
-            raise Wrong("the reply to be ignored or refused", str(first))
-        peer.answer(wire.device_info(), number)
-    in_step(peer, "a reply nobody asked for")
+    unsolicited(target, 0)
+
+
+@point(
+    "P15b",
+    source="Message IDs: a reply that answers nothing is still a whole message; libvfio-user leaves its payload"
+    " in the stream",
+    matters="a late answer of a client to a DMA_READ that was given up costs the connection",
+    profiles=(SPEC, ROBUST),
+)
+def unsolicited_data(target: Target) -> None:
+    """A reply nobody asked for, with payload, leaves the stream in step."""
+    unsolicited(target, 32)
 
 
 @point(

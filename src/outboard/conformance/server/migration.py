@@ -189,9 +189,9 @@ def saved(peer: Peer) -> bytes:
     while len(data) < MOST_STATE:
         answer = peer.ask(wire.mig_data_read(CHUNK))
         _, size = struct.unpack_from("=II", answer.payload.ljust(8, b"\0"))
-        if size > CHUNK or len(answer.payload) != 8 + size:
+        if size > CHUNK or len(answer.payload) < 8 + size:
             raise Wrong(f"8 bytes and up to {CHUNK} of data, as many as said", f"{answer}, size {size}")
-        data += answer.payload[8:]
+        data += answer.payload[8 : 8 + size]
         if not size:
             return data
     raise Wrong("an end of the device's data", f"no end after {MOST_STATE} bytes")
@@ -213,6 +213,24 @@ def data_sizes(target: Target) -> None:
         raise Wrong("some data", "none")
     too_much = wire.Body(wire.MIG_DATA_READ, struct.pack("=II", 0xFFFF_FFFF, 0xFFFF_FFF0))
     peer.refused(too_much, what="MIG_DATA_READ of 4 GiB")
+
+
+@point(
+    "P113c",
+    source="MIG_DATA_READ: the reply has as much data as its size says. libvfio-user sends as much as was"
+    " asked for, zeros behind the data",
+    matters="a client that goes by the message's length loads zeros into the device",
+)
+def data_as_said(target: Target) -> None:
+    """A reply with migration data is as long as the data in it."""
+    peer = target.open()
+    migratable(peer)
+    back_to_running(target)
+    go(peer, STOP_COPY)
+    answer = peer.ask(wire.mig_data_read(CHUNK))
+    size = struct.unpack_from("=II", answer.payload.ljust(8, b"\0"))[1]
+    if len(answer.payload) != 8 + size:
+        raise Wrong(f"8 bytes and the {size} of data that it says", str(answer))
 
 
 @point(

@@ -228,7 +228,6 @@ WRONG_VALUES = (
     '"max_msg_fds":-1',
     '"max_msg_fds":1025',
     '"max_data_xfer_size":"1M"',
-    '"migration":{"pgsize":4095}',
 )
 
 
