@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from unittest import SkipTest
 
+from outboard.conformance.peer import Closed
 from outboard.conformance.points import (
     NotApplicable,
     Outcome,

@@ -141,13 +141,13 @@ class Target:
             peer.close()
         self._peers.clear()
 
-    def crash(self, failed: bool) -> str:
-        """The sentence that says how the server crashed, or nothing; ``failed``: there is a suspicion."""
+    def crash(self, suspected: bool) -> str:
+        """The sentence that says how the server crashed, or nothing."""
         if self.process is None:
             return ""
         with suppress(subprocess.TimeoutExpired):
             # A crash ends the connection a moment before the process can be waited for.
-            self.process.wait(UNHURRIED if failed else 0)
+            self.process.wait(UNHURRIED if suspected else 0)
         status = self.process.returncode
         if status is None or status >= 0:
             return ""

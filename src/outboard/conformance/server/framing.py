@@ -434,8 +434,8 @@ def unsolicited_reply(target: Target) -> None:
 
 @point(
     "P15b",
-    source="Message IDs: a reply that answers nothing is still a whole message; libvfio-user leaves its payload"
-    " in the stream",
+    source="Message IDs: a reply that answers nothing is still a whole message; libvfio-user leaves its"
+    " payload in the stream",
     matters="a late answer of a client to a DMA_READ that was given up costs the connection",
     profiles=(SPEC, ROBUST),
 )
