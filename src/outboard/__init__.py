@@ -10,6 +10,7 @@ The package, from the bottom up::
     device, storage        the class authors subclass; what is behind a disk
     server, client         serve() a device to a VMM; be the VMM
     devices, drivers       an NVMe controller, ...; user-space drivers
+    conformance            judges any server and any client, on the wire
     trace                  recorder, pcapng, timeline
     testing                TestClient, faults, guest virtual machines
     cli                    the `outboard` command

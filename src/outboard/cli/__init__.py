@@ -10,6 +10,7 @@ COMMANDS = {
     "qemu": "Run QEMU with devices of outboard in it.",
     "bench": "Measure any NVMe controller behind a vfio-user socket.",
     "identify": "Tell what is behind a socket.",
+    "conformance": "Judge any vfio-user server, or any client, point by point.",
     "doctor": "Tell what this machine lacks, and what mends it.",
 }
 """The commands and what each does; ``outboard.cli.NAME`` has a function ``NAME``."""

@@ -5,6 +5,7 @@ of bytes. Each point has an id, the sentence it stands for, and who needs it (se
 package's own protocol code is used. The command is ``outboard conformance``.
 """
 
+from outboard.conformance.client import client_points, judge_client
 from outboard.conformance.judge import ServerPoint, judge_server, server_points
 from outboard.conformance.points import MEANINGS, Outcome, Point, Profile, Verdict
 from outboard.conformance.report import Report
@@ -17,6 +18,8 @@ __all__ = [
     "Report",
     "ServerPoint",
     "Verdict",
+    "client_points",
+    "judge_client",
     "judge_server",
     "server_points",
 ]

@@ -20,6 +20,8 @@ from outboard.conformance.wire import Body, Message
 from outboard.descriptors import ANCILLARY, close_all, received
 
 CHUNK = 1 << 16
+WHOLE = 1 << 15
+"""What is smaller arrives at once if it was sent at once."""
 
 
 class Closed(Wrong):
@@ -39,13 +41,15 @@ class Silence(Wrong):
 class Peer:
     """One end of ``connection``, which it closes. ``timeout`` seconds are the deadline of each wait.
 
-    ``serve`` answers a command of the other side; the default refuses it.
+    ``serve`` answers a command of the other side; the default refuses it. ``cut`` names the messages that
+    arrived in pieces although they would have fitted into one.
     """
 
     def __init__(self, connection: socket.socket, timeout: float) -> None:
         self.socket = connection
         self.timeout = timeout
         self.serve: Callable[[Message], None] = self.refuse
+        self.cut: list[str] = []
         self._ids = itertools.count(1)
         self._came: list[Message] = []
 
@@ -91,6 +95,10 @@ class Peer:
         """The next whole message, whatever it is. Raises Closed, Silence, or Wrong for a bad header."""
         return self._came.pop(0) if self._came else self._read_message(awaited)
 
+    def put_back(self, messages: Sequence[Message]) -> None:
+        """Have messages received again, before what comes next."""
+        self._came[:0] = messages
+
     def _read_message(self, awaited: str) -> Message:
         end = time.monotonic() + self.timeout
         head, fds = self._read(wire.HEADER_SIZE, end, awaited)
@@ -98,11 +106,17 @@ class Peer:
             id, command, size, flags, error = wire.HEADER.unpack(head)
             if not wire.HEADER_SIZE <= size <= wire.HEADER_SIZE + wire.PAGE + wire.MOST_DATA:
                 raise Wrong(awaited, f"a header that announces {size} bytes: the stream is out of step")
+            if size < WHOLE and self._waiting() < size - wire.HEADER_SIZE:
+                self.cut.append(wire.name(command))
             payload, more = self._read(size - wire.HEADER_SIZE, end, f"the rest of {wire.name(command)}")
         except BaseException:
             close_all(fds)
             raise
         return Message(id, command, size, flags, error, payload, fds + more)
+
+    def _waiting(self) -> int:
+        """Bytes that have arrived and were not read."""
+        return int(struct.unpack("=i", fcntl.ioctl(self.socket, termios.FIONREAD, b"\0\0\0\0"))[0])
 
     def _read(self, size: int, end: float, awaited: str) -> tuple[bytes, tuple[int, ...]]:
         data = bytearray()
