@@ -5,9 +5,8 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from cyclopts import Parameter
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -34,9 +33,7 @@ def conformance(
     client: bool = False,
     command: str | None = None,
     profile: Literal["spec", "qemu", "libvfio-user", "robust"] | None = None,
-    only: Annotated[
-        str | None, Parameter(help="Judge these points alone: P37,P41 (P41 is P41a and P41b).")
-    ] = None,
+    only: str | None = None,
     writable: str | None = None,
     timeout: float | None = None,
     list: bool = False,
@@ -48,8 +45,9 @@ def conformance(
 
     Connects to a server again and again, once for each point, and asks what the specification, QEMU and
     libvfio-user's clients ask. What is written to the device is written back; a device in use is not
-    for this. With --client it is the other way round: listens on the socket, and judges the VMM that connects,
-    once for each of some twenty servers that are each odd in one way. Exit status 1 if any point fails.
+    for this. With --client it is the other way round: listens on the socket, and judges the VMM that
+    connects, once for each of some twenty servers that are each odd in one way. Exit status 1 if any point
+    fails.
 
     **Examples**
 
@@ -70,6 +68,8 @@ def conformance(
         stands for the socket's path.
     profile
         Only the points that the specification, QEMU or libvfio-user's peers need, or robustness.
+    only
+        Judge these points alone: P37,P41 (which is P41a and P41b).
     writable
         BAR:OFFSET of four bytes that may be written to, and written back.
     timeout

@@ -19,7 +19,7 @@ from outboard.conformance.points import (
 )
 from outboard.conformance.report import Report
 from outboard.conformance.server import POINTS
-from outboard.conformance.target import Target
+from outboard.conformance.target import PATIENCE, Target
 
 
 def judge_server(
@@ -30,18 +30,20 @@ def judge_server(
     profile: Profile | str | None = None,
     writable: tuple[int, int] | None = None,
     timeout: float = 2.0,
+    patience: float = PATIENCE,
     progress: Callable[[Verdict], None] = lambda verdict: None,
 ) -> Report:
     """Judge the server that listens on ``path``; the report has a verdict on each point.
 
     ``command`` starts the server (``{socket}`` is replaced by the path) whenever nobody listens. ``only``
     chooses points by id, ``profile`` by who needs them. ``writable`` is a (BAR, offset) where four bytes may
-    be written and written back. ``timeout`` is how long each answer may take, in seconds. ``progress`` hears
-    of each verdict. Raises KeyError for an id that is no point, SetupError if ``command`` cannot be run.
+    be written and written back. ``timeout`` is how long each answer may take, ``patience`` how long
+    the server may take until it listens or has let go of the client before, in seconds. ``progress`` hears of
+    each verdict. Raises KeyError for an id that is no point, SetupError if ``command`` cannot be run.
     """
     points = select(POINTS, only, None if profile is None else Profile(profile))
-    report = Report(os.fspath(path))
-    target = Target(path, command=command, writable=writable, timeout=timeout)
+    report = Report(command or os.fspath(path))
+    target = Target(path, command=command, writable=writable, timeout=timeout, patience=patience)
     lost = ""
     try:
         for point in points:

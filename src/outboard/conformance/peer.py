@@ -56,22 +56,21 @@ class Peer:
     def send(self, data: bytes, fds: Sequence[int] = ()) -> None:
         """Send bytes; ``fds`` ride on the first. What the other side sends meanwhile is kept."""
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-        view, end = memoryview(data), time.monotonic() + self.timeout
+        view = memoryview(data)
         self.socket.setblocking(False)
         while view:
             try:
                 sent = self.socket.sendmsg([view], ancillary)
             except BlockingIOError:
-                self._make_room(end)
+                self._make_room()
                 continue
             except OSError as error:
                 raise Closed(f"{len(data)} bytes to be taken") from error
             view, ancillary = view[sent:], []
 
-    def _make_room(self, end: float) -> None:
+    def _make_room(self) -> None:
         """Wait until more can be sent, receiving meanwhile: the other side may wait for that."""
-        left = max(0.0, end - time.monotonic())
-        readable, writable, _ = select.select([self.socket], [self.socket], [], left)
+        readable, writable, _ = select.select([self.socket], [self.socket], [], self.timeout)
         if readable:
             self._came.append(self._read_message("what was sent to be taken"))
         elif not writable:

@@ -20,14 +20,14 @@ from outboard.conformance.points import NotApplicable, PeerLost, Wrong
 from outboard.errors import SetupError
 
 PATIENCE = 5.0
-"""Seconds a server may take until it listens, or has let go of the client before."""
 UNHURRIED = 0.5
 """Seconds in which a process that is about to end has ended."""
 CREDENTIALS = struct.Struct("=iII")
 
 
 class Target:
-    """The server behind ``path``; ``timeout`` seconds are what it has for each answer.
+    """The server behind ``path``; ``timeout`` seconds are what it has for each answer,
+    ``patience`` what it may take until it listens or has let go of the client before.
 
     ``command`` starts it, ``{socket}`` replaced by the path, whenever nobody listens. ``writable`` is a
     (BAR, offset) where four bytes may be written and written back.
@@ -40,11 +40,13 @@ class Target:
         command: str | None = None,
         writable: tuple[int, int] | None = None,
         timeout: float = 2.0,
+        patience: float = PATIENCE,
     ) -> None:
         self.path = Path(path)
         self.command = command
         self.writable = writable
         self.timeout = timeout
+        self.patience = patience
         self.process: subprocess.Popen[bytes] | None = None
         self.ends_with_client = False
         self._peers: list[Peer] = []
@@ -58,7 +60,7 @@ class Target:
     def connect(self) -> Peer:
         """A connection on which nothing was said. Raises PeerLost when nobody listens."""
         self._await_end()
-        end, anew = time.monotonic() + PATIENCE, self.command is not None
+        end, anew = time.monotonic() + self.patience, self.command is not None
         while True:
             connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             try:
@@ -69,7 +71,7 @@ class Target:
                     if not anew:
                         raise PeerLost(f"nobody listens on {self.path}: {error.strerror}") from error
                     self.stop()  # it runs and does not listen
-                    end, anew = time.monotonic() + PATIENCE, False
+                    end, anew = time.monotonic() + self.patience, False
                 self._start_if_gone()
                 time.sleep(0.01)
             else:
@@ -82,7 +84,7 @@ class Target:
         for attempt in range(2):
             peer = self.connect()
             # It may still be busy with letting go of the client before.
-            peer.timeout = max(self.timeout, PATIENCE)
+            peer.timeout = max(self.timeout, self.patience)
             try:
                 peer.ask(wire.version(text=text))
             except (Closed, Silence) as trouble:
@@ -170,7 +172,7 @@ class Target:
         """Some servers end when their client goes: one that is about to must not be connected to."""
         if self.ends_with_client and self.process is not None and all(peer.closed for peer in self._peers):
             try:
-                self.process.wait(PATIENCE)
+                self.process.wait(self.patience)
             except subprocess.TimeoutExpired:
                 self.stop()
 

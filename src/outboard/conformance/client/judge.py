@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from outboard.conformance.client.device import Heard
-from outboard.conformance.client.points import POINTS
+from outboard.conformance.client.requests import POINTS
 from outboard.conformance.client.scenarios import SCENARIOS
 from outboard.conformance.peer import Peer
 from outboard.conformance.points import NotApplicable, Outcome, Point, Profile, Verdict, Wrong, select

@@ -416,12 +416,16 @@ def foreign_descriptors(target: Target) -> None:
     """A full or foreign descriptor neither blocks nor crashes."""
     index, _ = target.facts.busiest()
     peer = target.open()
-    with eventfds(1) as (full,):
+    full = os.eventfd(0)  # in its blocking form, as clients that wait in a read have it
+    try:
         os.write(full, struct.pack("=Q", 2**64 - 2))
         peer.ask(set_irqs(index, ASSIGN), (full,))
         for _ in range(2):
             body = set_irqs(index, FIRE)
             peer.answer(body, peer.command(body))
+    finally:
+        os.eventfd_read(full)  # frees a server that is caught in its write
+        os.close(full)
     with Witness() as witness:  # the end of a pipe, whose reader goes with it
         body = set_irqs(index, ASSIGN)
         if not peer.answer(body, peer.command(body, (witness.fd,))).is_error:

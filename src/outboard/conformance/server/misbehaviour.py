@@ -1,4 +1,4 @@
-"""Points 19 to 24: stray descriptors, clients that vanish, and bytes at random.
+"""Points 18 to 24: stray bytes and descriptors, clients that vanish, and bytes at random.
 
 vfio-user specification, "Socket Disconnection Behavior"; the rest is what a server that others can reach
 has to survive.
@@ -18,6 +18,25 @@ point, unseen = framing.point, framing.unseen
 
 SEED, ROUNDS = 20, 400
 """Every run sends the same messages."""
+
+
+@point(
+    "P18",
+    source="argsz, not the message's size, says what is wanted; what stands behind the payload is either"
+    " refused or passed over",
+    matters="SPDK's client asks for region info in a message of 4 KiB",
+    profiles=(SPEC, ROBUST),
+)
+def surplus_payload(target: Target) -> None:
+    """A payload longer than its command's is handled the same way each time."""
+    peer = target.open()
+    for body in (wire.device_info(), wire.region_info(7, 4064), wire.irq_info(0)):
+        longer = wire.Body(body.command, body.payload.ljust(4080, b"\0"))
+        answers = [peer.answer(longer, peer.command(longer)) for _ in range(3)]
+        wire.close_all(tuple(fd for answer in answers for fd in answer.fds))
+        if len({answer.is_error for answer in answers}) > 1:
+            raise Wrong(f"{wire.name(body.command)} to be treated alike each time", "now this, now that")
+        in_step(peer, f"{wire.name(body.command)} with 4080 bytes of payload")
 
 
 @point(
