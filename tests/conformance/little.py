@@ -10,13 +10,14 @@ import json
 import os
 import socket
 import struct
+import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from outboard.descriptors import ANCILLARY, close_all, received
 from tests import raw
-from tests.conformance.little_lines import Lines
+from tests.conformance.little_lines import Lines, Refused
 from tests.conformance.little_migration import Migrating
 
 BAR, PAGE = 0x4000, 4096
@@ -26,10 +27,6 @@ AREA = (0x1000, 0x1000)
 SIZES = {0: BAR, raw.CONFIG: 256}
 WRITABLE = {4: 0x07, 5: 0x05, 0x0C: 0xFF, 0x3C: 0xFF, 0x43: 0xC0, 0x54: 0x03}
 Answer = tuple[bytes, Sequence[int]]
-
-
-class Refused(Exception):
-    """The errno of an error reply."""
 
 
 class Stop(Exception):
@@ -195,6 +192,9 @@ class Little(Lines, Migrating):
         method = methods.get(command)
         if self.new and command != raw.VERSION and "serves before version" not in self.faults:
             raise Refused(EINVAL)
+        if command == raw.VERSION and not self.new and "goes at a second version" in self.faults:
+            self.faults |= {"ends with its client"}
+            raise Refused(EINVAL)
         if command == raw.VERSION and not self.new and "version twice" not in self.faults:
             raise Refused(EINVAL)
         if method is None:
@@ -272,7 +272,8 @@ class Little(Lines, Migrating):
             return struct.pack("=IIIIQQ", 32, flags, index, 0, size, 0), ()
         area = (0x800, 0x1000) if "odd area" in self.faults else AREA
         chain = struct.pack("=HHIIIQQ", 1, 1, 0, 1, 0, *area)
-        flags, cap_offset, out = 15, 32, (self.memory,) if self.client_fds else ()
+        out: tuple[int, ...] = (self.memory,) if self.client_fds else ()
+        flags, cap_offset = 15, 32
         if argsz < 64 and not (argsz > 32 and "half a chain" in self.faults):
             flags, cap_offset, chain = (15, 32, b"") if "caps when cut" in self.faults else (7, 0, b"")
             out = ()
@@ -384,6 +385,8 @@ class Little(Lines, Migrating):
         return body[:8], ()
 
     def reset(self, body: bytes, fds: list[int]) -> Answer:
+        if "dies of resets" in self.faults:
+            os.abort()
         if "no reset" in self.faults:
             raise Refused(EINVAL)
         if "keeps config" not in self.faults:
@@ -436,3 +439,7 @@ class Little(Lines, Migrating):
         elif "unmap anything" not in self.faults:
             raise Refused(ENOENT)
         return (b"" if "bare unmap" in self.faults else body[:24]), ()
+
+
+if __name__ == "__main__":
+    Little(sys.argv[1], sys.argv[2:]).serve()

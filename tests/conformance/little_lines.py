@@ -1,13 +1,20 @@
 """The interrupts of the little server."""
 
+import errno
 import os
 import select
 import struct
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 
 from outboard.descriptors import close_all
 from tests import raw
+
+
+class Refused(Exception):
+    """The errno of an error reply."""
+
 
 VECTORS = (1, 0, 8, 1, 1)
 Answer = tuple[bytes, Sequence[int]]
@@ -46,10 +53,8 @@ class Lines:
 
     def refuse(self, wrong: bool) -> None:
         """EINVAL, unless the fault says otherwise."""
-        from tests.conformance.little import EINVAL, Refused
-
         if not wrong:
-            raise Refused(EINVAL)
+            raise Refused(errno.EINVAL)
 
     def set_irqs(self, body: bytes, fds: list[int]) -> Answer:
         argsz, flags, index, start, count = struct.unpack_from("=IIIII", body)
@@ -99,8 +104,9 @@ class Lines:
                 self.unmask_fd = fds.pop()
                 threading.Thread(target=self.listen, args=(os.dup(self.unmask_fd),), daemon=True).start()
         elif action == raw.TRIGGER:
-            for number in vectors:
-                if data == raw.NONE or bools[number - vectors.start : number - vectors.start + 1] == b"\1" or "bool fires all" in self.faults:
+            every = data == raw.NONE or "bool fires all" in self.faults
+            for nth, number in enumerate(vectors):
+                if every or bools[nth : nth + 1] == b"\1":
                     self.fire(kind, number)
         elif index == 0 and "no masks" in self.faults:
             self.refuse(False)
@@ -127,10 +133,8 @@ class Lines:
         fd = self.lines.get((kind, number), -1)
         # A pipe or a full eventfd must not hold the server up.
         if fd >= 0 and ("blocks" in self.faults or select.select([], [fd], [], 0)[1]):
-            try:
+            with suppress(OSError):
                 os.write(fd, struct.pack("=Q", 1))
-            except OSError:
-                pass
 
     def listen(self, fd: int) -> None:
         """What a client writes to the unmask descriptor is taken, as KVM would."""

@@ -1,5 +1,6 @@
 """The features of the little server: migration of a few bytes, and a log of pages that nobody writes."""
 
+import errno
 import struct
 from collections.abc import Sequence
 
@@ -10,6 +11,7 @@ from outboard.conformance.server.migration import (
     STOP,
     STOP_COPY,
 )
+from tests.conformance.little_lines import Refused
 
 STATE = b"a little state, of more than one line\n" * 40
 GET, SET, PROBE = 1 << 16, 1 << 17, 1 << 18
@@ -28,9 +30,7 @@ class Migrating:
         self.log: tuple[int, int] | None = None
 
     def deny(self) -> None:
-        from tests.conformance.little import EINVAL, Refused
-
-        raise Refused(EINVAL)
+        raise Refused(errno.EINVAL)
 
     def feature(self, body: bytes, fds: list[int]) -> Answer:
         argsz, flags = struct.unpack_from("=II", body)
@@ -68,7 +68,7 @@ class Migrating:
         return struct.pack("=IIII", 16, flags, self.state, 0), ()
 
     def data_read(self, body: bytes, fds: list[int]) -> Answer:
-        argsz, size = struct.unpack_from("=II", body)
+        _, size = struct.unpack_from("=II", body)
         if self.state not in (PRE_COPY, STOP_COPY) and "data in any state" not in self.faults:
             self.deny()
         if size > 1 << 20 and "any data size" not in self.faults:
@@ -88,7 +88,7 @@ class Migrating:
 
     def logging(self, index: int, body: bytes) -> Answer:
         if index == 6:
-            _, count, _, address, length = struct.unpack_from("=QIIQQ", body, 8)
+            _, _, _, address, length = struct.unpack_from("=QIIQQ", body, 8)
             self.log = (address, length)
         elif index == 7:
             self.log = None

@@ -53,7 +53,7 @@ class Facts:
 
     def mappable(self) -> list[RegionFacts]:
         """The regions that may be mapped. Raises NotApplicable if there are none."""
-        found = [region for region in self.present() if region.flags & wire.MAPPABLE and region.fds]
+        found = [region for region in self.present() if region.flags & wire.MAPPABLE]
         if not found:
             raise NotApplicable("the device has no mappable BAR")
         return found

@@ -68,6 +68,7 @@ def judge_point(point: Point[Target], target: Target) -> Verdict:
         return Verdict(point, Outcome.NOT_APPLICABLE, reason=point.reason)
     with suppress(NotApplicable):
         _ = target.facts  # asked for first: the server serves one client at a time
+    target.end_check()
     verdict = Verdict(point, Outcome.PASS)
     try:
         point.judge(target)

@@ -49,13 +49,14 @@ class Target:
         self.patience = patience
         self.process: subprocess.Popen[bytes] | None = None
         self.ends_with_client = False
+        self._was_reached = False
         self._peers: list[Peer] = []
         self._restores: list[Callable[[Peer], None]] = []
 
     @property
     def was_reached(self) -> bool:
-        """Whether the check under way has had a connection."""
-        return bool(self._peers)
+        """Whether the server has agreed on a version with the check under way."""
+        return self._was_reached
 
     def connect(self) -> Peer:
         """A connection on which nothing was said. Raises PeerLost when nobody listens."""
@@ -95,6 +96,7 @@ class Target:
                     self.stop()
                 continue
             peer.timeout = self.timeout
+            self._was_reached = True
             return peer
         raise AssertionError("two attempts end in one of the two ways above")
 
@@ -137,6 +139,7 @@ class Target:
                     with suppress(Wrong):
                         step(peer)
             self._close_peers()
+        self._was_reached = False
 
     def _close_peers(self) -> None:
         for peer in self._peers:

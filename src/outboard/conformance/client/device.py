@@ -1,8 +1,8 @@
 """The device that clients are judged with: one connection of a small PCI function, and what was heard on it.
 
 A memory BAR of four pages, the second of which may be mapped; INTx, four MSI-X vectors, ERR and REQ;
-256 bytes of configuration space. vfio-user specification, all messages from client to server. A `Script` that does
-something else overrides one of the methods.
+256 bytes of configuration space. vfio-user specification, all messages from
+client to server. A `Script` that does something else overrides one of the methods.
 """
 
 import json

@@ -1,7 +1,7 @@
 """Points 122 to 129: how a client agrees, listens, and serves the device's own commands.
 
-vfio-user specification, "VFIO_USER_VERSION", "Message IDs", "VFIO_USER_DMA_READ", "..._WRITE", seen from the other
-side.
+vfio-user specification, "VFIO_USER_VERSION", "Message IDs", "VFIO_USER_DMA_READ", "..._WRITE", seen
+from the other side.
 """
 
 import json
