@@ -19,6 +19,7 @@ extensions = [
     "sphinx.ext.viewcode",
     "commands",
     "points_table",
+    "suite_table",
 ]
 # Tables that a page includes.
 exclude_patterns = ["_build", "reference/measured"]

@@ -99,8 +99,11 @@ def header_in_pieces(target: Target) -> None:
     """A header that arrives in sixteen pieces is one header."""
     peer, body = target.open(), wire.device_info()
     data = body.message(7)
-    peer.send_in_pieces([data[at : at + 1] for at in range(16)] + [data[16:]])
-    peer.answer(body, 7)
+    try:
+        peer.send_in_pieces([data[at : at + 1] for at in range(16)] + [data[16:]])
+        peer.answer(body, 7)
+    except Wrong as error:
+        raise Wrong("a header of sixteen pieces to be put together", error.saw) from error
     in_step(peer, "a header in pieces")
 
 

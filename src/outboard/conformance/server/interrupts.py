@@ -403,7 +403,7 @@ def kinds_are_separate(target: Target) -> None:
         for number, index in enumerate(kinds):
             peer.ask(set_irqs(index, FIRE))
             wanted = [int(other == number) for other in range(len(kinds))]
-            expect(fds, wanted, f"{wire.INDEXES[index]} was fired ({wire.INDEXES} keep separate descriptors)")
+            expect(fds, wanted, f"{wire.INDEXES[index]} was fired")
 
 
 @point(
