@@ -17,7 +17,7 @@ from outboard.conformance.points import (
     Wrong,
     select,
 )
-from outboard.conformance.report import Report
+from outboard.conformance.report import Report, subject
 from outboard.conformance.server import POINTS
 from outboard.conformance.target import PATIENCE, Target
 
@@ -42,7 +42,7 @@ def judge_server(
     each verdict. Raises KeyError for an id that is no point, SetupError if ``command`` cannot be run.
     """
     points = select(POINTS, only, None if profile is None else Profile(profile))
-    report = Report(command or os.fspath(path))
+    report = Report(subject(command, path))
     target = Target(path, command=command, writable=writable, timeout=timeout, patience=patience)
     lost = ""
     try:

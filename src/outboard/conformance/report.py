@@ -2,6 +2,7 @@
 
 import html
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ table { border-collapse: collapse; width: 100%; } td, th { text-align: left; pad
 tr { border-bottom: 1px solid #ddd; vertical-align: top; } dt { font-weight: 600; } dd { margin: 0 0 .3rem; }
 .pass { color: #17703a; } .fail { color: #b3261e; font-weight: 600; } .na { color: #777; }
 """
+LONGEST_TITLE = 120
 CLASSES = {Outcome.PASS: "pass", Outcome.FAIL: "fail", Outcome.NOT_APPLICABLE: "na"}
 
 
@@ -116,6 +118,11 @@ class Report:
             f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{title}</title>"
             f"<style>{STYLE}</style></head><body>{''.join(body)}</body></html>\n"
         )
+
+
+def subject(command: str | None, path: str | os.PathLike[str]) -> str:
+    """What a report is about: the command, where one was given that a title can hold, or the socket."""
+    return command if command is not None and len(command) <= LONGEST_TITLE else os.fspath(path)
 
 
 def _rows(verdicts: Sequence[Verdict]) -> str:

@@ -20,8 +20,10 @@ from outboard.conformance.points import NotApplicable, PeerLost, Wrong
 from outboard.errors import SetupError
 
 PATIENCE = 5.0
+SHORTLY = 0.2
+"""Seconds in which a server that ends with its client has ended."""
 UNHURRIED = 0.5
-"""Seconds in which a process that is about to end has ended."""
+"""Seconds in which a process that crashed has ended, its core written."""
 CREDENTIALS = struct.Struct("=iII")
 
 
@@ -112,7 +114,7 @@ class Target:
             peer.close()
             if self.process is not None:
                 with suppress(subprocess.TimeoutExpired):
-                    self.process.wait(UNHURRIED)
+                    self.process.wait(SHORTLY)
                     self.ends_with_client = True
 
     def descriptors(self, peer: Peer) -> int:

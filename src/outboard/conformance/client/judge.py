@@ -14,7 +14,7 @@ from outboard.conformance.client.requests import POINTS
 from outboard.conformance.client.scenarios import SCENARIOS
 from outboard.conformance.peer import Peer
 from outboard.conformance.points import NotApplicable, Outcome, Point, Profile, Verdict, Wrong, select
-from outboard.conformance.report import Report
+from outboard.conformance.report import Report, subject
 from outboard.errors import SetupError
 
 
@@ -61,7 +61,7 @@ def judge_client(
     finally:
         listener.close()
         Path(path).unlink(missing_ok=True)
-    report = Report(command or os.fspath(path))
+    report = Report(subject(command, path))
     for point in points:
         report.verdicts.append(_judge(point, heard, missing))
         progress(report.verdicts[-1])

@@ -165,7 +165,7 @@ def multi(target: Target, peer: Peer, *, count: int | None = None, flags: int = 
     source="REGION_WRITE_MULTI: wr_cnt writes, carried out in order, the reply is their number. QEMU sends it"
     " where it was agreed, QEMU 10.1 with x-send-queued=on also where it was not",
     matters="under load QEMU's posted writes are lost: it batches them with No_reply and hears no error",
-    profiles=(SPEC, QEMU),
+    profiles=(QEMU,),
 )
 def write_multi(target: Target) -> None:
     """REGION_WRITE_MULTI is accepted and writes all in order."""
