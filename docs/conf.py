@@ -20,6 +20,7 @@ extensions = [
     "commands",
     "points_table",
     "profiles_table",
+    "suite_table",
 ]
 # Tables that a page includes.
 exclude_patterns = ["_build", "reference/measured"]
