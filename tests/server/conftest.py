@@ -64,14 +64,6 @@ def client(gadget: Gadget, serve: Serve, connect: Connect) -> RawPeer:
 
 
 @pytest.fixture
-def stranger(gadget: Gadget, serve: Serve) -> Iterator[RawPeer]:
-    """A raw client of `gadget` that is taken for none of those in the field."""
-    with RawPeer.connect(serve(gadget).path) as peer:
-        peer.negotiate(b'{"capabilities":{"max_msg_fds":16}}\0')
-        yield peer
-
-
-@pytest.fixture
 def eventfds() -> Iterator[Callable[[int], list[int]]]:
     """Makes eventfds that are closed when the test ends."""
     made: list[int] = []

@@ -132,48 +132,48 @@ def test_senseless_maps_are_refused_and_their_descriptors_closed(client: RawPeer
 
 
 @pytest.mark.point("P94")
-def test_the_same_map_twice_is_one_and_an_overlap_is_refused(stranger: RawPeer, gadget: Gadget) -> None:
+def test_the_same_map_twice_is_one_and_an_overlap_is_refused(client: RawPeer, gadget: Gadget) -> None:
     fd = memory_file(4 * PAGE)
     before = open_descriptors()
-    stranger.ask(raw.dma_map(BASE, 2 * PAGE), [fd])
-    stranger.ask(raw.dma_map(BASE, 2 * PAGE), [fd])
+    client.ask(raw.dma_map(BASE, 2 * PAGE), [fd])
+    client.ask(raw.dma_map(BASE, 2 * PAGE), [fd])
     for address, size in ((BASE, PAGE), (BASE + PAGE, 2 * PAGE), (BASE - PAGE, 4 * PAGE)):
-        assert stranger.refused(raw.dma_map(address, size), [fd]) == errno.EEXIST
+        assert client.refused(raw.dma_map(address, size), [fd]) == errno.EEXIST
     assert len(gadget.dma.maps) == 1
-    stranger.ask(raw.dma_unmap(BASE, 2 * PAGE))
-    assert stranger.refused(raw.dma_unmap(BASE, 2 * PAGE)) == errno.ENOENT
+    client.ask(raw.dma_unmap(BASE, 2 * PAGE))
+    assert client.refused(raw.dma_unmap(BASE, 2 * PAGE)) == errno.ENOENT
     assert open_descriptors() == before
     os.close(fd)
 
 
 @pytest.mark.point("P98", "P149")
 def test_an_unmap_takes_all_the_maps_in_its_range_as_a_virtual_iommus_reset_does(
-    stranger: RawPeer, gadget: Gadget
+    client: RawPeer, gadget: Gadget
 ) -> None:
     fd = memory_file(4 * PAGE)
     for page in (0, 1, 3):
-        stranger.ask(raw.dma_map(BASE + page * PAGE, PAGE), [fd])
-    assert stranger.refused(raw.dma_unmap(0, BASE)) == errno.ENOENT
-    stranger.ask(raw.dma_unmap(BASE - PAGE, 3 * PAGE))
+        client.ask(raw.dma_map(BASE + page * PAGE, PAGE), [fd])
+    assert client.refused(raw.dma_unmap(0, BASE)) == errno.ENOENT
+    client.ask(raw.dma_unmap(BASE - PAGE, 3 * PAGE))
     assert [mapping.address for mapping in gadget.dma.maps] == [BASE + 3 * PAGE]
-    stranger.ask(raw.dma_unmap(BASE, (1 << 64) - BASE))
+    client.ask(raw.dma_unmap(BASE, (1 << 64) - BASE))
     assert gadget.dma.maps == ()
     os.close(fd)
 
 
 @pytest.mark.point("P97", "P98")
-def test_an_unmap_echoes_its_range_and_then_nothing_is_reached(stranger: RawPeer, gadget: Gadget) -> None:
+def test_an_unmap_echoes_its_range_and_then_nothing_is_reached(client: RawPeer, gadget: Gadget) -> None:
     fd = memory_file(2 * PAGE)
-    stranger.ask(raw.dma_map(BASE, 2 * PAGE), [fd])
+    client.ask(raw.dma_map(BASE, 2 * PAGE), [fd])
     for address, size in ((BASE, PAGE), (BASE + PAGE, PAGE), (BASE + PAGE, 4 * PAGE), (0, 0), (0, PAGE)):
-        assert stranger.refused(raw.dma_unmap(address, size)) == errno.ENOENT
+        assert client.refused(raw.dma_unmap(address, size)) == errno.ENOENT
     for flags, address in ((2, BASE), (1, BASE), (3, 0), (4, BASE), (0x8000_0000, BASE)):
-        assert stranger.refused(raw.dma_unmap(address, 2 * PAGE, flags=flags)) == errno.EINVAL
-    assert stranger.refused(raw.dma_unmap(BASE, 2 * PAGE, argsz=23)) == errno.EINVAL
-    answer = stranger.ask(raw.dma_unmap(BASE, 2 * PAGE))
+        assert client.refused(raw.dma_unmap(address, 2 * PAGE, flags=flags)) == errno.EINVAL
+    assert client.refused(raw.dma_unmap(BASE, 2 * PAGE, argsz=23)) == errno.EINVAL
+    answer = client.ask(raw.dma_unmap(BASE, 2 * PAGE))
     assert answer.payload == struct.pack("=IIQQ", 24, 0, BASE, 2 * PAGE)
-    start(stranger, WRITE, BASE, 4, fill=0xFF)
-    settle(stranger)
+    start(client, WRITE, BASE, 4, fill=0xFF)
+    settle(client)
     assert isinstance(gadget.dma_error, DmaUnmapped)
     assert os.pread(fd, 4, 0) == bytes(4)
     os.close(fd)

@@ -47,8 +47,6 @@ class Profile:
     """Whether the client rings doorbells in mapped memory only: it is a driver, with no messages for that."""
     on_error: OnError = "error"
     """What a failed request is answered with."""
-    unmaps_nothing: bool = False
-    """Whether unmapping a range in which nothing is mapped succeeds, as with the kernel's VFIO."""
     overlap_errno: int = errno.EEXIST
     """The errno that refuses a DMA_MAP over another."""
     full_migration_data: bool = False
@@ -63,14 +61,12 @@ QEMU = Profile(
     "QEMU's vfio-user-pci",
     "version 0.0, with write_multiple and migration",
     write_multiple=False,
-    unmaps_nothing=True,
 )
 QEMU_10_1 = Profile(
     "qemu-10.1",
     "QEMU 10.1, whose DMA messages have a layout of their own",
     "as qemu; then it answers a DMA_WRITE of no bytes with a bare header",
     write_multiple=False,
-    unmaps_nothing=True,
     dma_layout=DmaLayout.QEMU10,
 )
 CLOUD_HYPERVISOR = Profile(

@@ -294,12 +294,9 @@ class Requests:
                 yield partial(self.device.set_irqs, index, IrqAction.TRIGGER, IrqData.NONE, 0, 0)
 
     def _maps_within(self, start: int, end: int) -> list[tuple[int, int]]:
-        """The maps between `start` and `end`; refused if there is one that is only cut, or none.
-
-        QEMU is not refused the latter: at a reset it clears the whole space of a virtual IOMMU, in pieces.
-        """
+        """The maps between `start` and `end`; refused if there is none, or one that is only cut."""
         touched = sorted((at, size) for at, size in self._maps if at < end and at + size > start)
-        if not touched and not (self._profile.unmaps_nothing and start < end):
+        if not touched:
             raise RequestRefused(f"nothing is mapped at {start:#x} to {end:#x}", errno=errno.ENOENT)
         for at, size in touched:
             if at < start or at + size > end:

@@ -1,6 +1,5 @@
 """QEMU as a client, byte by byte: its start-up in its order, and what sets 10.1 apart."""
 
-import errno
 import os
 import struct
 from collections.abc import Callable, Iterator
@@ -186,15 +185,3 @@ def test_posted_and_batched_writes_get_no_reply_even_when_they_fail(qemu: Qemu) 
     )
     assert qemu.config(0, 2) == 0x1234
     assert qemu.peer.read(0, 0, 4) == b"\5\0\0\0"
-
-
-@pytest.mark.point("P98", "P149")
-def test_qemu_clears_a_space_in_which_nothing_is_mapped(qemu: Qemu, gadget: Gadget) -> None:
-    qemu.peer.negotiate()
-    for address in (0, 1 << 39, 1 << 63):
-        answer = qemu.ask(raw.dma_unmap, address, 1 << 39)
-        assert struct.unpack("=IIQQ", answer) == (24, 0, address, 1 << 39)
-    assert qemu.peer.refused(raw.dma_unmap(0, 0)) == errno.ENOENT
-    qemu.ask(raw.dma_map, 0, 4 * PAGE)
-    assert qemu.peer.refused(raw.dma_unmap(0, PAGE)) == errno.ENOENT
-    assert len(gadget.dma.maps) == 1
