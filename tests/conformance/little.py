@@ -110,7 +110,7 @@ class Little(Lines, Migrating):
         return data
 
     def converse(self) -> None:
-        self.new = True
+        self.new, self.last_id = True, -1
         while True:
             fds: list[int] = []
             head = self.read(16, fds) if "short header" not in self.faults else self.connection.recv(16)
@@ -128,7 +128,7 @@ class Little(Lines, Migrating):
         """One message: read, judged, carried out, answered."""
         silent, body = bool(flags & raw.NO_REPLY), b""
         try:
-            if not 16 <= size <= LIMIT:
+            if not 16 <= size <= LIMIT and not (size > LIMIT and "believes sizes" in self.faults):
                 if "size in the stream" in self.faults:
                     raise Refused(EINVAL)
                 self.reply(id, command, raw.REPLY | raw.ERROR, EINVAL)
@@ -140,6 +140,9 @@ class Little(Lines, Migrating):
                 return
             if flags & 0xF > 1:
                 raise Stop
+            if "ids once" in self.faults and id == self.last_id:
+                raise Refused(EINVAL)
+            self.last_id = id
             payload, out = self.carry_out(command, body, fds)
             if silent and "answers posted" not in self.faults:
                 return
@@ -209,6 +212,8 @@ class Little(Lines, Migrating):
         if major and "any major" not in self.faults:
             raise Refused(EINVAL)
         self.new = False
+        if "client leaks" in self.faults:
+            self.leaked.append(os.dup(self.memory))
         self.client_fds = said.get("max_msg_fds", 1)
         if "no json" in self.faults:
             return struct.pack("=HH", 0, minor), ()
@@ -266,6 +271,10 @@ class Little(Lines, Migrating):
         argsz, _, index, _, _, _ = struct.unpack_from("=IIIIQQ", body)
         if argsz < 32 or (index >= 9 and "any region" not in self.faults):
             raise Refused(EINVAL)
+        if index == 8 and "undescribed" in self.faults:
+            raise Refused(EINVAL)
+        if "region leaks" in self.faults:
+            self.leaked.append(os.dup(self.memory))
         if index:
             size = SIZES.get(index, 0)
             flags = 3 if size or "flags without size" in self.faults else 0
@@ -305,7 +314,11 @@ class Little(Lines, Migrating):
             inside = (offset + count) & (1 << 64) - 1 <= SIZES.get(region, 0)
         else:
             inside = offset + count <= SIZES.get(region, 0)
-        if not inside or count > limit:
+        if region == 5 and "region five" in self.faults:
+            return 0, raw.CONFIG, count
+        if count > limit and "large reads" in self.faults:
+            return 0, raw.CONFIG, 0
+        if not inside or count > limit or (not region and offset >= 0x3000 and "no pba" in self.faults):
             raise Refused(EINVAL)
         return offset, region, count
 
@@ -352,6 +365,8 @@ class Little(Lines, Migrating):
             mask = 0
         if 0x10 <= at < 0x14 and "no sizing" not in self.faults:
             mask = ~(BAR - 1) >> 8 * (at - 0x10) & 0xFF
+        if 0x10 <= at < 0x14 and not value and "bars stay" in self.faults:
+            mask = 0
         if 0x30 <= at < 0x34 and "phantom rom" in self.faults:
             mask = 0xFF if at > 0x30 else 0
         if at < 2 and "vendor" in self.faults:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Sequence
 from contextlib import suppress
 
+from outboard.conformance.peer import ready
 from outboard.descriptors import close_all
 from tests import raw
 
@@ -132,12 +133,12 @@ class Lines:
             number ^= 1
         fd = self.lines.get((kind, number), -1)
         # A pipe or a full eventfd must not hold the server up.
-        if fd >= 0 and ("blocks" in self.faults or select.select([], [fd], [], 0)[1]):
+        if fd >= 0 and ("blocks" in self.faults or ready(fd, 0, select.POLLOUT)):
             with suppress(OSError):
                 os.write(fd, struct.pack("=Q", 1))
 
     def listen(self, fd: int) -> None:
         """What a client writes to the unmask descriptor is taken, as KVM would."""
-        if select.select([fd], [], [], 5)[0]:
+        if ready(fd, 5.0):
             os.read(fd, 8)
         os.close(fd)

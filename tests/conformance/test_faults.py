@@ -9,6 +9,14 @@ from tests.conformance.little import Little
 
 WRITABLE = (0, 0x1000)
 FAULTS = {
+    "believes sizes": "P13a",
+    "ids once": "P6a P8 P11 P67",
+    "undescribed": "P39a P108b",
+    "region five": "P78b",
+    "large reads": "P78c",
+    "no pba": "P85",
+    "bars stay": "P72",
+    "client leaks": "P117c P118b",
     "aligned maps": "P95",
     "answers posted": "P10a P83 P84c",
     "answers posted failures": "P10b",
@@ -127,7 +135,7 @@ FAULTS = {
 }
 """What the little server does wrong, and the points that have to say so."""
 
-WIDE = {"two sends": "P7a", "keeps maps": "P117a"}
+WIDE = {"region leaks": "P46", "two sends": "P7a", "keeps maps": "P117a"}
 """Faults that show in many points, or slowly: the point that names them is enough."""
 
 

@@ -24,6 +24,18 @@ WHOLE = 1 << 15
 """What is smaller arrives at once if it was sent at once."""
 
 
+LARGEST = wire.HEADER_SIZE + wire.PAGE + wire.MOST_DATA
+MOST_MESSAGES = 30_000
+"""Several times what any check needs: a peer that never stops talking is wrong too."""
+
+
+def ready(fd: int, seconds: float = 0.0, events: int = select.POLLIN) -> int:
+    """Which of ``events`` a descriptor is ready for, waiting if it is not yet; 0 if for none in time."""
+    poll = select.poll()
+    poll.register(fd, events)
+    return next((found for _, found in poll.poll(seconds * 1000)), 0)
+
+
 class Closed(Wrong):
     """The other end closed the connection."""
 
@@ -42,7 +54,7 @@ class Peer:
     """One end of ``connection``, which it closes. ``timeout`` seconds are the deadline of each wait.
 
     ``serve`` answers a command of the other side; the default refuses it. ``cut`` names the messages that
-    arrived in pieces although they would have fitted into one.
+    arrived in pieces although they would have fitted into one. ``largest`` is the longest message taken.
     """
 
     def __init__(self, connection: socket.socket, timeout: float) -> None:
@@ -50,6 +62,8 @@ class Peer:
         self.timeout = timeout
         self.serve: Callable[[Message], None] = self.refuse
         self.cut: list[str] = []
+        self.largest = LARGEST
+        self._left = MOST_MESSAGES
         self._ids = itertools.count(1)
         self._came: list[Message] = []
 
@@ -70,10 +84,10 @@ class Peer:
 
     def _make_room(self) -> None:
         """Wait until more can be sent, receiving meanwhile: the other side may wait for that."""
-        readable, writable, _ = select.select([self.socket], [self.socket], [], self.timeout)
-        if readable:
+        events = ready(self.socket.fileno(), self.timeout, select.POLLIN | select.POLLOUT)
+        if events & select.POLLIN:
             self._came.append(self._read_message("what was sent to be taken"))
-        elif not writable:
+        elif not events:
             raise Silence("what was sent to be taken", self.timeout)
 
     def send_in_pieces(self, pieces: Sequence[bytes]) -> None:
@@ -103,7 +117,10 @@ class Peer:
         head, fds = self._read(wire.HEADER_SIZE, end, awaited)
         try:
             id, command, size, flags, error = wire.HEADER.unpack(head)
-            if not wire.HEADER_SIZE <= size <= wire.HEADER_SIZE + wire.PAGE + wire.MOST_DATA:
+            self._left -= 1
+            if self._left < 0:
+                raise Wrong(awaited, f"more than {MOST_MESSAGES} messages on one connection")
+            if not wire.HEADER_SIZE <= size <= self.largest:
                 raise Wrong(awaited, f"a header that announces {size} bytes: the stream is out of step")
             if size < WHOLE and self._waiting() < size - wire.HEADER_SIZE:
                 self.cut.append(wire.name(command))
@@ -124,7 +141,7 @@ class Peer:
         try:
             while len(data) < size:
                 left = max(0.0, end - time.monotonic())
-                if not select.select([self.socket], [], [], left)[0]:
+                if not ready(self.socket.fileno(), left):
                     raise Silence(awaited, self.timeout)
                 part, more = self._receive_some(min(size - len(data), CHUNK))
                 fds += more

@@ -5,9 +5,9 @@ more. So a peer's leak shows without looking into its process.
 """
 
 import os
-import select
 from types import TracebackType
 
+from outboard.conformance.peer import ready
 from outboard.conformance.points import Wrong
 
 
@@ -21,9 +21,7 @@ class Witness:
         """Give up our own copy; the other end has to close its, in time. Call once."""
         os.close(self.fd)
         self.fd = -1
-        poll = select.poll()
-        poll.register(self._reader, select.POLLIN)
-        if not poll.poll(seconds * 1000):
+        if not ready(self._reader, seconds):
             raise Wrong(
                 f"the descriptor that came with {sent_with} to be closed", "that it is still held open"
             )

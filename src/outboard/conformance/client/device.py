@@ -21,7 +21,11 @@ REGIONS, VECTORS = 9, (1, 0, 4, 1, 1)
 IRQ_FLAGS = (7, 1, 1, 1, 1)
 BAR_SIZE, AREA = 4 * wire.PAGE, (wire.PAGE, wire.PAGE)
 SIZES = {0: BAR_SIZE, wire.CONFIG: 256}
-EINVAL = 22
+EINVAL, ENOSPC = 22, 28
+KEPT = 1024
+"""Bytes of each message that are remembered: more than any point looks at."""
+MOST_MAPS = 512
+"""Maps, each with a descriptor, that a client can have us hold."""
 Answer = tuple[bytes, Sequence[int]] | int
 """Payload and descriptors of a reply, or the errno of a refusal."""
 
@@ -94,6 +98,7 @@ class Script:
         self.memory = os.memfd_create("conformance")
         os.truncate(self.memory, BAR_SIZE)
         peer.timeout = settle + self.patience
+        peer.largest = wire.HEADER_SIZE + wire.PAGE + wire.DEFAULT_TRANSFER
 
     def run(self) -> Heard:
         """Serve until the client leaves or comes to rest."""
@@ -105,7 +110,7 @@ class Script:
                     if not self.idle():
                         break
                     continue
-                self.heard.messages.append(message)
+                self.heard.messages.append(message._replace(payload=message.payload[:KEPT]))
                 self.take(message)
         except Closed:
             self.heard.left = True
@@ -266,6 +271,9 @@ class Script:
             self.heard.fault("P133a", f"{fault}: {size:#x} bytes at {address:#x}, flags {flags:#x}")
             wire.close_all(message.fds)
             return EINVAL
+        if len(self.maps) >= MOST_MAPS:
+            wire.close_all(message.fds)
+            return ENOSPC
         fd = message.fds[0] if message.fds else None
         self.maps[address] = Mapped(address, size, offset, flags, fd)
         return b"", ()

@@ -1,13 +1,12 @@
 """The connections a client is led through: a good server, and servers that are each odd in one way."""
 
-import select
 import struct
 import time
 from typing import ClassVar
 
 from outboard.conformance import wire
 from outboard.conformance.client.device import EINVAL, Answer, Mapped, Script
-from outboard.conformance.peer import Silence
+from outboard.conformance.peer import Silence, ready
 from outboard.conformance.wire import Body, Message
 from outboard.conformance.witness import Witness
 
@@ -78,7 +77,7 @@ class OutOfOrder(Script):
 
     def take(self, message: Message) -> None:
         """Wait a moment for the next one."""
-        if message.command != wire.DMA_MAP or not select.select([self.peer.socket], [], [], 0.05)[0]:
+        if message.command != wire.DMA_MAP or not ready(self.peer.socket.fileno(), 0.05):
             super().take(message)
             return
         second = self.peer.receive("the next command")

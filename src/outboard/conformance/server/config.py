@@ -190,6 +190,7 @@ def bars_zeroed(target: Target) -> None:
     peer = target.open()
     for at in range(BARS, BARS + 24, 4):
         borrow(target, at, 4)
+        put(peer, at, 4, 0xFE00_0000)
         put(peer, at, 4, 0)
         if (value := get(peer, at, 4)) & ~0xF:
             raise Wrong(f"the BAR at {at:#x} to be 0 but for its type", f"{value:#x}")

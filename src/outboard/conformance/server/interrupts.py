@@ -4,13 +4,13 @@ vfio-user specification, "VFIO_USER_DEVICE_SET_IRQS".
 """
 
 import os
-import select
 import struct
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from outboard.conformance import wire
-from outboard.conformance.peer import Peer
+from outboard.conformance.peer import Peer, ready
 from outboard.conformance.points import LIBVFIO_USER, QEMU, ROBUST, SPEC, Group, NotApplicable, Wrong
 from outboard.conformance.server.framing import in_step
 from outboard.conformance.target import Target
@@ -36,7 +36,7 @@ def eventfds(count: int) -> Iterator[list[int]]:
 
 def fired(fds: Sequence[int]) -> list[int]:
     """How often each eventfd was signalled since it was last asked. The fire has been answered before."""
-    return [os.eventfd_read(fd) if select.select([fd], [], [], 0)[0] else 0 for fd in fds]
+    return [os.eventfd_read(fd) if ready(fd) else 0 for fd in fds]
 
 
 def chunk(peer: Peer, index: int, start: int, fds: Sequence[int]) -> None:
@@ -361,20 +361,15 @@ def resample(target: Target) -> None:
         if peer.answer(body, peer.command(body, (unmask,))).is_error:
             return  # QEMU falls back to unmasking by message
         os.eventfd_write(unmask, 1)
-        poll = select.poll()
-        for _ in range(int(peer.timeout * 100)):
-            if not fired_or_kept(unmask):
+        end = time.monotonic() + peer.timeout
+        while time.monotonic() < end:
+            if not ready(unmask):
                 return
-            poll.poll(10)
+            time.sleep(0.001)
     raise Wrong(
         "the server to take what the client writes to the unmask descriptor, or to refuse it",
         "that EVENTFD|UNMASK succeeds and the fd is silently dropped: what is written stays in it",
     )
-
-
-def fired_or_kept(fd: int) -> bool:
-    """Whether an eventfd's counter is above zero; it stays as it is."""
-    return bool(select.select([fd], [], [], 0)[0])
 
 
 unseen(
