@@ -43,9 +43,7 @@ def main() -> int:
         print("its property holds")
         return 0
     if find_spec("atheris") is None:
-        print(
-            "atheris is not installed: it comes with the environment on Linux with an x86-64 processor only"
-        )
+        print("atheris is not installed: it comes with the environment on x86-64 only")
         return 1
     chosen = [options.target] if options.target else list(TARGETS)
     if options.keep:
