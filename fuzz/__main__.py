@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 
 from fuzz import TARGETS, target_named
@@ -41,6 +42,9 @@ def main() -> int:
         target_named(options.target)(options.input.read_bytes())
         print("its property holds")
         return 0
+    if find_spec("atheris") is None:
+        print("atheris is not installed: it comes with the environment on x86-64 only")
+        return 1
     chosen = [options.target] if options.target else list(TARGETS)
     if options.keep:
         return max(keep(name) for name in chosen)

@@ -46,6 +46,11 @@ class PlayedClient(Client):
         self._open(server, 1.0)
 
 
+def ring(client: Client, c: Choices) -> None:
+    """A doorbell, by descriptor where the server has one there."""
+    client.doorbells(c.below(6)).at(c.pick((0, 4, 8, 0x1000)), c.pick((4, 8, 2))).ring(c.below(9))
+
+
 USES: tuple[Callable[[Any, Choices], object], ...] = (
     lambda client, c: client.regions,
     lambda client, c: client.map_bar(c.below(9)).read(c.number((0, 0x1000)), 4),
@@ -65,6 +70,13 @@ USES: tuple[Callable[[Any, Choices], object], ...] = (
     lambda client, c: client.bus_master(),
     lambda client, c: list(islice(client.migration.read(), 8)),
     lambda client, c: client.migration.state,
+    lambda client, c: (
+        client.doorbells(c.below(6)).at(c.pick((0, 4, 8, 0x1000)), c.pick((4, 8, 2))).ring(c.below(9))
+    ),
+    lambda client, c: client.write_many(
+        [(c.below(9), c.pick((0, 4, 8)), bytes(c.pick((4, 8, 9))))] * c.below(5)
+    ),
+    lambda client, c: client.post(c.below(9), c.pick((0, 4)), bytes(4)),
     lambda client, c: client.migration.dirty_pages(0, c.pick((1, 5, 100)) << 12),
 )
 
@@ -160,10 +172,25 @@ class PlayedServer:
                 count = min(c.number((0, 16, 4096, 1 << 20)), 1 << 20)
                 body = struct.pack("=II", 8 + count, count) + bytes(count)
             case raw.REGION_IO_FDS:
-                body = struct.pack("=IIII", c.number((16, 56)), 0, 0, c.number((0, 1, 2))) + c.take(80)
+                body = self._io_fds(asked)
             case _:
                 body = asked[:24]
         return raw.reply(command, body)
+
+    def _io_fds(self, asked: bytes) -> bytes:
+        """Sub-regions, each an eventfd, with a shadow or without."""
+        c = self.c
+        subs = b"".join(
+            struct.pack(
+                "=QQIIIIQ",
+                *(c.number((0, 4, 8), 64), c.number((4, 0, 8), 64), c.number((0, 1)), c.number((0, 2, 1))),
+                *(c.number((0, 1, 2, 3)), c.number((0, 1, 4)), c.number((0, 5, 4092, 4096), 64)),
+            )
+            for _ in range(c.below(4))
+        )
+        size = c.number((16 + len(subs), 16))
+        head = struct.pack("=II", size, 0) + asked[8:12] + struct.pack("=I", c.number((len(subs) // 40,)))
+        return head if struct.unpack_from("=I", asked)[0] < size else head + subs
 
     def _region(self, asked: bytes) -> bytes:
         c, index = self.c, asked[8:12]

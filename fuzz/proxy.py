@@ -76,7 +76,7 @@ class Stage:
             self.observe,
             0,
             self.on_close,
-            share_memory=True,
+            share_memory=c.chance(0.8),
         )
 
     def play(self) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from outboard import Client
 from outboard.client.accessors import MAX_AREAS, MappedRegion
+from outboard.client.doorbells import _Descriptors
 from outboard.errors import ConnectionLost, OutboardError, PeerTimeout, RemoteProtocolError
 from outboard.protocol.messages import DmaUnmap, IrqIndex
 from tests import raw
@@ -180,6 +181,17 @@ def test_a_bar_whose_file_the_server_shrinks_reads_as_zeros(stray: int) -> None:
         os.truncate(stray, 0)
         assert region.read(0x1000, 4) == bytes(4)
         region.write32(0x1004, 5)
+
+
+def test_a_shadow_whose_file_the_server_shrinks_reads_as_zeros(stray: int) -> None:
+    os.pwrite(stray, b"here", 0)
+    descriptors = _Descriptors([os.dup(stray)])
+    shadow = descriptors.memory(0, "a sub-region")
+    assert shadow[:4] == b"here"
+    os.truncate(stray, 0)
+    shadow[4:8] = b"gone"
+    assert shadow[:4] == bytes(4)
+    descriptors.close()
 
 
 def test_the_clients_memory_cannot_be_shrunk_by_its_server(play: Stage) -> None:
