@@ -20,12 +20,7 @@ def load_device(target: str) -> DeviceContract:
     Without ``:Class`` the file's only device class is taken. Raises `DefinitionError` with what to
     write instead; an exception of the file itself is let out as it is.
     """
-    place, _, name = target.rpartition(":") if ":" in target else (target, "", "")
-    module = load_module(place)
-    thing = getattr(module, name, None) if name else only_device(module, target)
-    if thing is None:
-        there = ", ".join(candidates(module)) or "no device class at all"
-        raise DefinitionError(f"{place} has no {name!r}; it has {there}")
+    thing = load_named(target)
     device = thing() if callable(thing) and not is_device(thing) else thing
     if not is_device(device):
         missing = [method for method in CONTRACT if not callable(getattr(device, method, None))]
@@ -38,12 +33,23 @@ def load_class(target: str) -> type:
 
     Raises `DefinitionError` if it names anything else.
     """
+    thing = load_named(target)
+    if not inspect.isclass(thing):
+        raise DefinitionError(f"{target} is no class: write FILE.py:Class")
+    return thing
+
+
+def load_named(target: str) -> object:
+    """What ``FILE.py:Class`` or ``package.module:Class`` names, or the only device class of a file.
+
+    Raises `DefinitionError` where there is no such thing.
+    """
     place, _, name = target.rpartition(":") if ":" in target else (target, "", "")
     module = load_module(place)
-    thing = getattr(module, name, None) if name else only_device(module, target)
-    if not inspect.isclass(thing):
-        there = ", ".join(candidates(module)) or "none"
-        raise DefinitionError(f"{target} is no device class; {place} has {there}")
+    thing: object = getattr(module, name, None) if name else only_device(module, target)
+    if thing is None:
+        there = ", ".join(candidates(module)) or "no device class at all"
+        raise DefinitionError(f"{place} has no {name!r}; it has {there}")
     return thing
 
 

@@ -37,7 +37,7 @@ def install_dissector(*, directory: Path | None = None) -> None:
     print("Wireshark reads it when it starts, or with Ctrl-Shift-L (Analyze, Reload Lua Plugins). Then:")
     print("    wireshark boot.pcapng")
     print("    tshark -r boot.pcapng -O vfio_user")
-    print("    tshark -r boot.pcapng -Y 'vfio_user.region == 0 && vfio_user.command == REGION_WRITE'")
+    print("    tshark -r boot.pcapng -Y 'vfio_user.region == BAR0 && vfio_user.command == REGION_WRITE'")
     if directory is None and os.geteuid() == 0:
         print("You are root: Wireshark from 4.4 on reads personal plugins for other users only; give it")
         print("--directory and what `tshark -G folders` calls Global Lua Plugins, or run it as a user.")

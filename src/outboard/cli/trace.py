@@ -2,7 +2,8 @@
 
 import json as json_module
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 
 from cyclopts import App
@@ -58,7 +59,7 @@ def show(
     Parameters
     ----------
     file
-        The capture; `-` reads standard input, for instance the output of a running proxy.
+        The capture; /dev/stdin, or a named pipe that a running proxy writes to, is read as it comes.
     device
         Names registers as this device declares them: nvme, FILE.py:Class or package.module:Class.
         An NVMe controller is recognised by its class code.
@@ -72,7 +73,7 @@ def show(
         Write a timeline for ui.perfetto.dev or chrome://tracing into this file, and print nothing.
     """
     wanted = Filter(only or [], region or [])
-    with CaptureReader(sys.stdin.buffer) if str(file) == "-" else read_capture(file) as capture:
+    with read_capture(file) as capture:
         described = describe(capture, device_class(device), {NVME_CLASS: nvme_class})
         if timeline is not None:
             with timeline.open("w") as out:
@@ -81,7 +82,7 @@ def show(
             for message in wanted.chosen(described):
                 print(json_module.dumps(as_json(message)))
         else:
-            print_messages(wanted.chosen(described), capture)
+            print_messages(described, wanted, capture)
         if capture.cut_short:
             print(f"outboard: {file} ends inside a packet: its writer was stopped", file=sys.stderr)
 
@@ -111,7 +112,7 @@ class Filter:
         self._commands = set(names)
         self._regions = {_region_number(text) for text in region}
 
-    def chosen(self, described: Iterator[Described]) -> Iterator[Described]:
+    def chosen(self, described: Iterable[Described]) -> Iterator[Described]:
         """Those to show; a malformed message without a name, and one without a region, is not chosen."""
         for message in described:
             if self._commands and message.command not in self._commands:
@@ -128,19 +129,19 @@ def _region_number(text: str) -> int:
     return number
 
 
-def print_messages(described: Iterator[Described], capture: CaptureReader) -> None:
+def print_messages(described: Iterator[Described], wanted: Filter, capture: CaptureReader) -> None:
     """One line a message; where there are several connections, a heading where they change."""
     console = Console(soft_wrap=True, highlight=False)
-    first: int | None = None
     connection: int | None = None
-    for message in described:
+    start = next(described, None)
+    if start is None:
+        return
+    for message in wanted.chosen(chain([start], described)):
         captured = message.captured
-        if first is None:
-            first = captured.time
         if captured.connection != connection:
             connection = captured.connection
-            console.print(Text(capture.connections[connection] or f"connection {connection}", style="bold"))
-        console.print(line(message, captured.time - first))
+            console.print(Text(printable(capture.connections[connection]), style="bold"))
+        console.print(line(message, captured.time - start.captured.time))
 
 
 def line(message: Described, elapsed: int) -> Text:
@@ -152,7 +153,7 @@ def line(message: Described, elapsed: int) -> Text:
     text.append(f" {'' if message.id is None else message.id:>5} ", style="dim")
     command_style = "bold red" if message.kind is Kind.ERROR else "bold"
     text.append(f"{message.command or 'not a message':<24} ", style=command_style)
-    text.append(message.text, style="red" if message.kind is Kind.ERROR else "not dim")
+    text.append(printable(message.text), style="red" if message.kind is Kind.ERROR else "not dim")
     notes = [f"{captured.fds} descriptor{'s' * (captured.fds != 1)}"] * bool(captured.fds)
     notes += ["twin socket"] * bool(captured.socket)
     notes += ["no reply wanted"] * (message.kind is Kind.POSTED)
@@ -161,11 +162,20 @@ def line(message: Described, elapsed: int) -> Text:
     if notes:
         text.append(f"  [{', '.join(notes)}]", style="dim")
     if message.problem:
-        text.append(f"  {message.problem}", style="bold red")
+        text.append(f"  {printable(message.problem)}", style="bold red")
     if captured.remark:
-        text.append(f"  ({captured.remark})", style="yellow")
+        text.append(f"  ({printable(captured.remark)})", style="yellow")
     text.rstrip()
     return text
+
+
+def printable(text: str) -> str:
+    r"""What a peer or a file says, with nothing in it that a terminal obeys.
+
+    >>> print(printable("a\x1b[2Jb"))
+    a\x1b[2Jb
+    """
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def duration(nanoseconds: int) -> str:

@@ -3,6 +3,7 @@
 * `client`: `TestClient`: a client and a device in one thread, without a socket
 * `regression`: `replay`: a recorded conversation as a regression test
 * `guest`: virtual machines whose unmodified drivers use the device
+* `tshark`: tshark that decodes captures of vfio-user
 """
 
 from outboard.testing.client import TestClient

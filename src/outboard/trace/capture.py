@@ -7,7 +7,7 @@ Each packet is a pseudo-header of 8 bytes and the whole message as it passed, he
     2  u8   socket: 0 the main one, 1 the twin
     3  u8   1: the packet continues the message of the packet before it, else 0
     4  u16  descriptors that came with the message
-    6  u16  0
+    6  u16  the connection: the number of the interface, which dissectors are not told
 
 Only a message longer than `PIECE` has more than one packet: Wireshark reads no larger ones. An
 interface is named after the server's socket; a packet's comment says what a filter did to the message.
@@ -91,8 +91,8 @@ class CaptureWriter:
         direction = DIRECTIONS.index(captured.direction)
         blocks = []
         for index, piece in enumerate(pieces):
-            head = (VERSION, direction, captured.socket, CONTINUES if index else 0, captured.fds, 0)
-            data = PSEUDO_HEADER.pack(*head) + piece
+            head = (VERSION, direction, captured.socket, CONTINUES if index else 0)
+            data = PSEUDO_HEADER.pack(*head, captured.fds, captured.connection & 0xFFFF) + piece
             length = len(data) + (missing if index == len(pieces) - 1 else 0)
             remark = "" if index else captured.remark
             packet = pcapng.Packet(captured.connection, captured.time, data, length, remark)
@@ -107,20 +107,16 @@ class CaptureWriter:
 class CaptureReader(Iterator[Captured]):
     """The messages of a capture, in its order; closes ``file`` at the end, or as a context manager.
 
-    ``connections`` are the names of those met so far. ``cut_short``: the file ended inside a packet, as
-    it does when its writer was killed; what came before is whole. Packets of other link types are passed
-    over. Raises `CaptureError` where the file is no capture of ours, or damaged.
+    ``connections`` are the names of those met so far: the list grows. ``cut_short``: the file ended inside
+    a packet, as it does when its writer was killed; what came before is whole. Packets of other link types
+    are passed over. Raises `CaptureError` where the file is no capture of ours, or damaged.
     """
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._blocks = pcapng.BlockReader(file)
+        self.connections: list[str] = []
         self._messages = self._joined()
-
-    @property
-    def connections(self) -> list[str]:
-        """The names of the connections met so far."""
-        return [interface.name for interface in self._blocks.interfaces]
 
     @property
     def cut_short(self) -> bool:
@@ -170,6 +166,7 @@ class CaptureReader(Iterator[Captured]):
     def _pieces(self) -> Iterator[tuple[bool, Captured]]:
         """Each packet: whether it continues another, and what it holds."""
         for packet in self._blocks:
+            self._meet()
             if self._blocks.interfaces[packet.interface].link_type != LINK_TYPE:
                 continue
             data, size = packet.data, PSEUDO_HEADER.size
@@ -195,6 +192,12 @@ class CaptureReader(Iterator[Captured]):
                     missing,
                 ),
             )
+        self._meet()
+
+    def _meet(self) -> None:
+        """Note the names of new connections."""
+        new = self._blocks.interfaces[len(self.connections) :]
+        self.connections += [interface.name for interface in new]
 
 
 def _join(pieces: list[Captured]) -> Captured:

@@ -24,6 +24,9 @@ from outboard.trace.words import Fields, command_name, words
 MOST_OPEN = 256
 """How many commands of one id may wait for their replies; of more, the oldest are forgotten."""
 
+MOST_IDS = 4096
+"""How many ids may have commands that wait; of more, the oldest are forgotten."""
+
 MOST_PADDING = 1 << 20
 """A message that was cut when it was captured is decoded with so many zeros at its end at most."""
 
@@ -134,6 +137,8 @@ class Describer:
             key = (captured.connection, captured.socket, captured.direction), header.message_id
             waiting = self._open.setdefault(key, deque(maxlen=MOST_OPEN))
             waiting.append(_Open(described.number, header.command, captured.time))
+            if len(self._open) > MOST_IDS:
+                del self._open[next(iter(self._open))]
         rule = RULES.get(header.command)
         if rule is None:
             described.problem = f"there is no {described.command}"

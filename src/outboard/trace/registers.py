@@ -21,6 +21,8 @@ MOST_NAMES = 4
 """A longer access is of memory, not of registers: it is not told register by register."""
 
 MOST_OF_ARRAY = 4096
+FAR = 0x80
+"""Bytes so far behind a capability's start are taken for no part of it."""
 
 CONFIG_SIZE, EXTENDED = 4096, 0x100
 CLASS_CODE, CAPABILITY_POINTER, FIRST_CAPABILITY = 0x09, 0x34, 0x40
@@ -134,13 +136,18 @@ class Registers:
         """The registers at an offset, as ``csts`` or ``COMMAND, STATUS`` or ``cap+0x4``; or nothing."""
         touched = self._map(region).touched(offset, count)
         if not touched and region == CONFIG:
-            touched = [named for named in self._capabilities() if named.offset <= offset][-1:]
+            touched = self._behind(offset)
         if len(touched) > MOST_NAMES:
             return ""
         return ", ".join(
             named.name if named.offset >= offset else f"{named.name}+{offset - named.offset:#x}"
             for named in touched
         )
+
+    def _behind(self, offset: int) -> list[Named]:
+        """The capability that ``offset`` is behind the start of, where it is known no better."""
+        starts = [(at, name) for at, name, *_ in self._capabilities() if 0 < offset - at < FAR]
+        return [Named(at, 0, name) for at, name in sorted(starts)[-1:]]
 
     def bits(self, region: int, offset: int, data: bytes) -> str:
         """What the named bits say in the registers that ``data`` covers whole."""
@@ -158,55 +165,56 @@ class Registers:
         return "; ".join(f"{name} {said}" for name, said in words.items() if said)
 
     def _map(self, region: int) -> RegisterMap:
+        if region not in REGIONS:
+            return RegisterMap([])
         found = self._maps.get(region)
         if found is None:
             named = list(self._declared.get(region, ()))
             if region == CONFIG:
                 named += HEADER
-                named += self._capabilities()
+                for at, name, header, registers in self._capabilities():
+                    named += placed(name, at, header, registers)
             else:
                 named += self._msix_tables(region)
             found = self._maps[region] = RegisterMap(named)
         return found
 
-    def _walk(self) -> Iterator[tuple[int, int]]:
-        """The standard capabilities read so far: offset and id."""
+    def _capabilities(self) -> Iterator[tuple[int, str, int, tuple[Named, ...]]]:
+        """The capabilities read so far: offset, name, the header's size, registers."""
         at, seen = self._config[CAPABILITY_POINTER] & 0xFC, set[int]()
-        while at >= FIRST_CAPABILITY and at not in seen and self._read[at] and self._read[at + 1]:
+        while at >= FIRST_CAPABILITY and at not in seen and all(self._read[at : at + 2]):
             seen.add(at)
-            yield at, self._config[at]
-            at = self._config[at + 1] & 0xFC
-
-    def _capabilities(self) -> Iterator[Named]:
-        for at, id in self._walk():
-            title, registers = STANDARD.get(id, (f"CAP_{id:02X}", ()))
+            id = self._config[at]
+            name, registers = STANDARD.get(id, (f"CAP_{id:02X}", ()))
             if id == MSI and self._config[at + 2] & 0x80:
                 registers = MSI_64
-            yield from placed(title, at, 2, registers)
-        at, extended = EXTENDED, set[int]()
-        while at >= EXTENDED and at not in extended and all(self._read[at : at + 4]):
-            extended.add(at)
-            header = int.from_bytes(self._config[at : at + 4], "little")
+            yield at, name, 2, registers
+            at = self._config[at + 1] & 0xFC
+        at = EXTENDED
+        while at >= EXTENDED and at not in seen and all(self._read[at : at + 4]):
+            seen.add(at)
+            header = self._number(at, 4)
             if not header:
                 break
-            name = EXTENDED_NAMES.get(header & 0xFFFF, f"EXTCAP_{header & 0xFFFF:04X}")
-            yield from placed(name, at, 4, ())
+            yield at, EXTENDED_NAMES.get(header & 0xFFFF, f"EXTCAP_{header & 0xFFFF:04X}"), 4, ()
             at = header >> 20 & 0xFFC
 
+    def _number(self, at: int, size: int) -> int:
+        return int.from_bytes(self._config[at : at + size], "little")
+
     def _msix_tables(self, region: int) -> Iterator[Named]:
-        for at, id in self._walk():
-            if id == MSIX and all(self._read[at : at + 12]):
-                control, table, pending = (
-                    int.from_bytes(self._config[at + start : at + start + size], "little")
-                    for start, size in ((2, 2), (4, 4), (8, 4))
-                )
-                count = (control & 0x7FF) + 1
-                if table & 7 == region:
-                    for name, offset, size in (("ADDRESS", 0, 8), ("DATA", 8, 4), ("CONTROL", 12, 4)):
-                        place = (table & ~7) + offset
-                        yield from repeated(Named(place, size, f"MSIX_{name}"), count, 16)
-                if pending & 7 == region:
-                    yield from repeated(Named(pending & ~7, 8, "MSIX_PBA"), -(-count // 64), 8)
+        """MSI-X's table and its pending bits, if they are in this region."""
+        for at, name, _, _ in self._capabilities():
+            if name != "MSIX" or not all(self._read[at : at + 12]):
+                continue
+            count = (self._number(at + 2, 2) & 0x7FF) + 1
+            table, pending = self._number(at + 4, 4), self._number(at + 8, 4)
+            if table & 7 == region:
+                for part, offset, size in (("ADDRESS", 0, 8), ("DATA", 8, 4), ("CONTROL", 12, 4)):
+                    yield from repeated(Named((table & ~7) + offset, size, f"MSIX_{part}"), count, 16)
+            if pending & 7 == region:
+                yield from repeated(Named(pending & ~7, 8, "MSIX_PBA"), -(-count // 64), 8)
+            return
 
 
 def placed(title: str, at: int, header: int, registers: tuple[Named, ...]) -> Iterator[Named]:

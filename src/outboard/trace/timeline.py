@@ -7,6 +7,7 @@ interrupts, what its filters did.
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TextIO
 
@@ -17,18 +18,29 @@ SIDES = {Direction.TO_SERVER: "client's commands", Direction.TO_CLIENT: "server'
 INTERRUPTS = "interrupts"
 REGISTER_COMMANDS = {"REGION_READ": "read", "REGION_WRITE": "write"}
 LONGEST_TEXT = 1000
+MOST_OPEN = 4096
+"""How many commands may wait for their replies; of more, the oldest are written as without one."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """A command whose reply has not come: what its slice needs, without its data."""
+
+    time: int
+    connection: int
+    side: str
+    lane: int
+    name: str
+    details: dict[str, str]
 
 
 class TimelineWriter:
-    """Writes a timeline into ``file`` as messages come; `close` completes it.
-
-    ``connections`` names each connection once it is met.
-    """
+    """Writes a timeline into ``file`` as messages come; `close` completes it."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
         self._start: int | None = None
-        self._open: dict[int, tuple[Described, int]] = {}  # commands by number, and their lanes
+        self._open: dict[int, _Waiting] = {}  # by number
         self._busy: dict[tuple[int, str], list[int]] = {}  # a track's lanes: the command in each, or 0
         self._threads: dict[tuple[int, str], int] = {}
         self._separator = ""
@@ -53,10 +65,14 @@ class TimelineWriter:
         if captured.remark:
             self.instant(captured.time, captured.remark, captured.connection, track="remarks")
         if described.answers is not None and described.answers in self._open:
-            self._slice(*self._open.pop(described.answers), described)
+            self._slice(self._open.pop(described.answers), described)
         elif described.kind is Kind.COMMAND:
             lane = self._lane(captured.connection, side, described.number)
-            self._open[described.number] = described, lane
+            self._open[described.number] = _Waiting(
+                captured.time, captured.connection, side, lane, title(described), details(described)
+            )
+            if len(self._open) > MOST_OPEN:
+                self._give_up(self._open.pop(next(iter(self._open))))
         else:
             self.instant(
                 captured.time, title(described), captured.connection, track=side, args=details(described)
@@ -77,34 +93,32 @@ class TimelineWriter:
 
     def close(self) -> None:
         """Completes the JSON: commands without a reply become instants. The file stays open."""
-        for command, _ in self._open.values():
-            captured = command.captured
-            self.instant(
-                captured.time,
-                f"{title(command)} (no reply)",
-                captured.connection,
-                track=SIDES[captured.direction],
-                args=details(command),
-            )
+        for command in self._open.values():
+            self._give_up(command)
         self._open.clear()
         self._file.write("\n]}\n")
         self._file.flush()
 
-    def _slice(self, command: Described, lane: int, reply: Described) -> None:
-        captured = command.captured
-        side = SIDES[captured.direction]
-        self._busy[captured.connection, side][lane] = 0
-        name = title(reply if reply.kind is Kind.REPLY and command.command == "REGION_READ" else command)
-        failed = {"cname": "terrible"} if reply.kind is Kind.ERROR else {}
+    def _give_up(self, command: _Waiting) -> None:
+        """A command without a reply is an instant."""
+        self._busy[command.connection, command.side][command.lane] = 0
+        name = f"{command.name} (no reply)"
+        self.instant(command.time, name, command.connection, track=command.side, args=command.details)
+
+    def _slice(self, command: _Waiting, reply: Described) -> None:
+        self._busy[command.connection, command.side][command.lane] = 0
+        failed = reply.kind is Kind.ERROR
+        track = f"{command.side} ({command.lane + 1})" if command.lane else command.side
+        colour = {"cname": "terrible"} if failed else {}
         self._event(
             "X",
-            captured.connection,
-            self._thread(captured.connection, f"{side} ({lane + 1})" if lane else side),
-            name=f"{name}: {reply.text}" if failed else name,
-            ts=self._microseconds(captured.time),
-            dur=max(reply.captured.time - captured.time, 0) / 1000,
-            args={**details(command), **{f"reply {key}": text for key, text in details(reply).items()}},
-            **failed,
+            command.connection,
+            self._thread(command.connection, track),
+            name=f"{command.name}: {reply.text}" if failed else command.name,
+            ts=self._microseconds(command.time),
+            dur=max(reply.captured.time - command.time, 0) / 1000,
+            args=command.details | {f"reply {key}": text for key, text in details(reply).items()},
+            **colour,
         )
 
     def _lane(self, connection: int, side: str, number: int) -> int:
@@ -136,7 +150,7 @@ class TimelineWriter:
 
 
 def write_timeline(messages: Iterable[Described], file: TextIO, connections: Iterable[str] = ()) -> None:
-    """Writes the timeline of a whole capture into ``file``; ``connections`` are named once all were read."""
+    """Writes the timeline of a whole capture into ``file``; ``connections`` names them, at the end."""
     with TimelineWriter(file) as timeline:
         for described in messages:
             timeline.add(described)
