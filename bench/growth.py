@@ -29,6 +29,7 @@ from harness.cores import DRIVER_CORE, StolenTime, in_threads
 from harness.report import Table, number
 from harness.servers import bench, end_servers_when_killed, fill, result_of, serving, start_bench
 from outboard.client import Client
+from outboard.client.client import Access
 from outboard.drivers.nvme_measure import Doorbells, Measurement, Workload, measuring
 from outboard.native.jit import available
 
@@ -63,6 +64,7 @@ class ManyMaps(Client):
         *,
         fd: int | None = None,
         offset: int = 0,
+        access: Access | None = None,
         readable: bool = True,
         writable: bool = True,
     ) -> None:
@@ -71,7 +73,13 @@ class ManyMaps(Client):
             with self._turn:
                 part = min(piece, size - at)
                 super().dma_map(
-                    address + at, part, fd=fd, offset=offset + at, readable=readable, writable=writable
+                    address + at,
+                    part,
+                    fd=fd,
+                    offset=offset + at,
+                    access=access,
+                    readable=readable,
+                    writable=writable,
                 )
                 self.mapped += 1
 

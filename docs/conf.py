@@ -19,6 +19,8 @@ extensions = [
     "sphinx.ext.viewcode",
     "commands",
     "points_table",
+    "profiles_table",
+    "suite_table",
 ]
 # Tables that a page includes.
 exclude_patterns = ["_build", "reference/measured"]

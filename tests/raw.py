@@ -18,6 +18,9 @@ VERSION, DMA_MAP, DMA_UNMAP, DEVICE_INFO, REGION_INFO, REGION_IO_FDS, IRQ_INFO, 
 REGION_READ, REGION_WRITE, DMA_READ, DMA_WRITE, RESET, DIRTY_PAGES, WRITE_MULTI, FEATURE = range(9, 17)
 MIG_DATA_READ, MIG_DATA_WRITE = 17, 18
 
+FEATURE_GET, FEATURE_SET, FEATURE_PROBE = 1 << 16, 1 << 17, 1 << 18
+MIGRATION, MIG_DEVICE_STATE, LOG_START, LOG_STOP, LOG_REPORT = 1, 2, 6, 7, 8
+
 REPLY, NO_REPLY, ERROR = 0x01, 0x10, 0x20
 NONE, BOOL, EVENTFD, MASK, UNMASK, TRIGGER = 1, 2, 4, 8, 16, 32
 INTX, MSI, MSIX, ERR, REQ = range(5)
@@ -117,6 +120,23 @@ def dma_unmap(address: int, size: int, *, flags: int = 0, argsz: int = 24, id: i
 
 def reset(*, id: int = 1) -> bytes:
     return message(RESET, id=id)
+
+
+def feature(flags: int, data: bytes = b"", *, argsz: int | None = None) -> bytes:
+    size = 8 + len(data) if argsz is None else argsz
+    return message(FEATURE, struct.pack("=II", size, flags) + data)
+
+
+def set_state(state: int) -> bytes:
+    return feature(FEATURE_SET | MIG_DEVICE_STATE, struct.pack("=Ii", state, -1))
+
+
+def mig_read(size: int, argsz: int | None = None) -> bytes:
+    return message(MIG_DATA_READ, struct.pack("=II", 8 + size if argsz is None else argsz, size))
+
+
+def mig_write(data: bytes) -> bytes:
+    return message(MIG_DATA_WRITE, struct.pack("=II", 8 + len(data), len(data)) + data)
 
 
 class RawPeer:

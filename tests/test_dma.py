@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from outboard.dma import ADDRESS_SPACE, MAX_MESSAGE_TRANSFER, GuestMemory, Mapping
 from outboard.errors import DmaForbidden, DmaUnmapped, RequestRefused
 from outboard.native.translation import READ, WRITE, translate
+from tests.raw import open_descriptors
 
 PAGE = 4096
 
@@ -136,7 +137,7 @@ def test_a_descriptor_shorter_than_its_range_is_refused(memory: GuestMemory, off
 
 @pytest.mark.point("P93")
 def test_descriptors_that_cannot_be_memory_are_refused_and_closed(memory: GuestMemory) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     reader, writer = os.pipe()
     for fd in (
         reader,
@@ -148,7 +149,7 @@ def test_descriptors_that_cannot_be_memory_are_refused_and_closed(memory: GuestM
     ):
         with pytest.raises(RequestRefused):
             memory.map(Mapping(0, PAGE, fd=fd))
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_descriptors() == before
 
 
 def test_a_writable_range_of_a_read_only_descriptor_is_refused(memory: GuestMemory) -> None:
@@ -197,16 +198,16 @@ def test_ranges_need_no_alignment(memory: GuestMemory) -> None:
 
 @pytest.mark.point("P96")
 def test_thousands_of_ranges_of_one_file_cost_one_descriptor(memory: GuestMemory) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     fd = memory_file(5000 * PAGE)
     for number in range(5000):
         memory.map(Mapping(2 * number * PAGE, PAGE, fd=os.dup(fd), offset=number * PAGE))
     memory.write(2 * 4999 * PAGE, b"last")
     assert os.pread(fd, 4, 4999 * PAGE) == b"last"
-    assert len(os.listdir("/proc/self/fd")) <= before + 2
+    assert open_descriptors() <= before + 2
     memory.unmap_all()
     os.close(fd)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_descriptors() == before
 
 
 def test_a_file_that_has_grown_is_mapped_to_its_new_end(memory: GuestMemory) -> None:

@@ -5,10 +5,12 @@ declares: BARs, registers, capabilities and interrupts as class fields, behaviou
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, NamedTuple, Protocol
 
+from outboard.device_state import Movable
 from outboard.dma import GuestMemory, Mapping, RemoteMemory
 from outboard.errors import OutboardError, RequestRefused
 from outboard.loop import Loop, Timer
@@ -17,6 +19,7 @@ from outboard.native.poller import Poller
 from outboard.pci.bar import Bar, BarSpace, Ram, RomSpace, Window
 from outboard.pci.capabilities import Msi, MsiX
 from outboard.pci.config_space import COMMAND, Command, ConfigSpace
+from outboard.pci.doorbells import Doorbell, IoEventFd
 from outboard.pci.fields import Field, check, declared
 from outboard.pci.function import Function, Identity
 from outboard.pci.interrupts import Interrupts, IrqAction, IrqData, Vector, Vectors
@@ -60,7 +63,8 @@ class DeviceContract(Protocol):
     """What a server needs of a device. Errors become error replies; `RequestRefused` names the errno.
 
     A device may also have ``attach(loop)``, ``connected(remote)`` and ``disconnected()``; see `Device`; and
-    ``introduced(announced)``, called before ``connected``: whether the client said what it can do.
+    ``introduced(profile)``, called before ``connected``: who the client is (`outboard.server.profiles`); and
+    ``io_event_fds(region, shadows)``: the parts of a region that a client may ring by descriptor.
     """
 
     @property
@@ -105,7 +109,7 @@ class _Space(Protocol):
     def write(self, offset: int, data: bytes) -> None: ...
 
 
-class Device:
+class Device(Movable):
     """A PCI function, declared.
 
     >>> from outboard import Bar, Device
@@ -161,7 +165,9 @@ class Device:
             )
         function = Function(cls.__name__, fields, cls.express)
         Device._identity(cls).check(cls.__name__)
-        check_handlers(cls, [field for field in fields.values() if isinstance(field, RegisterField)])
+        check_handlers(
+            cls, [field for field in fields.values() if isinstance(field, RegisterField | Doorbell)]
+        )
         for bar in function.bars.values():
             for handler in filter(None, (bar.read_handler, bar.write_handler)):
                 check(callable(getattr(cls, handler, None)), f"{cls.__name__} has no method {handler}")
@@ -173,6 +179,7 @@ class Device:
         register by its reset value; ``vendor_id`` and the other class attributes by a value.
         Raises `DefinitionError`.
         """
+        super().__init__()
         owner = type(self).__name__
         fields = declared(type(self))
         resets: dict[str, int] = {}
@@ -233,6 +240,17 @@ class Device:
         """VFIO's SET_IRQS; see `Interrupts.set_irqs`."""
         self._interrupts.set_irqs(index, action, data, start, count, fds=fds, bools=bools)
 
+    def io_event_fds(self, region: int, shadows: bool) -> Iterator[IoEventFd]:
+        """The doorbells of a region, each made ready for the client when its turn comes.
+
+        ``shadows``: with those that have one, whose ring by eventfd alone would lose the value.
+        """
+        space = self._spaces[region]
+        if isinstance(space, BarSpace):
+            for bells in space.doorbells.values():
+                if shadows or bells.shadow_fd is None:
+                    yield from bells.io_event_fds()
+
     def reset(self) -> None:
         """Registers and configuration space to their reset values, interrupts lowered; then `on_reset`.
 
@@ -248,6 +266,8 @@ class Device:
         """The loop the device lives in from now on."""
         self.loop = loop
         self._interrupts.attach(loop)
+        for bells in self._every_doorbell():
+            bells.attach(loop)
 
     def connected(self, remote: RemoteMemory | None) -> None:
         """A client is there; ``remote`` reaches memory it maps without a descriptor."""
@@ -265,7 +285,10 @@ class Device:
             while self._pollers:
                 self._stop_poller(self._pollers.pop())
             self._interrupts.disconnect()
+            for bells in self._every_doorbell():
+                bells.disconnect()
             self.dma.remote = None
+            self.forget_stop()
 
     def on_reset(self) -> None:
         """Called after a reset. Override."""
@@ -281,11 +304,12 @@ class Device:
 
     def after(self, seconds: float, callback: Callable[[], None]) -> Timer:
         """Call ``callback`` in ``seconds``, in the device's thread."""
-        return self._require_loop().after(seconds, callback)
+        timer: Timer = self._require_loop().after(seconds, lambda: self._due(timer, callback))
+        return timer
 
     def call_soon(self, callback: Callable[[], None]) -> None:
         """Call ``callback`` after the request at hand is answered, in the device's thread."""
-        self._require_loop().call_soon(callback)
+        self._require_loop().call_soon(partial(self._due, None, callback))
 
     def start_poller(
         self, loop: Entry, *arguments: int, on_notice: Callable[[], None] | None = None
@@ -386,16 +410,19 @@ class Device:
         for index, bar in function.bars.items():
             registers = [c for c in function.contents[index] if isinstance(c, RegisterField)]
             rams = [c for c in function.contents[index] if isinstance(c, Ram)]
+            doorbells = [c for c in function.contents[index] if isinstance(c, Doorbell)]
             space = BarSpace(
                 bar,
                 self,
                 [(register, resets.get(register.name, register.reset)) for register in registers],
                 rams,
+                doorbells,
                 [window for where, window in windows if where == index],
                 self._note_unhandled,
             )
             self.__dict__[bar.name] = spaces[index] = space
             self._bar_spaces.append(space)
+            self.__dict__ |= space.doorbells
             self._plain |= space.plain_registers()
             regions[index] = self._describe(bar, space)
             for content in function.contents[index]:

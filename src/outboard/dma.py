@@ -3,8 +3,9 @@
 Follows DMA_MAP and DMA_UNMAP of vfio-user. A range mapped with a file descriptor is shared memory:
 reading and writing it costs a copy. Each file is mapped into this process once, however many ranges
 of it the client maps (QEMU maps the same file hundreds of times while firmware runs). A range mapped
-without a descriptor is reached by messages to the client, through `GuestMemory.remote`. Compiled code
-reaches guest memory through `GuestMemory.translation`.
+without a descriptor is reached by messages to the client, through `GuestMemory.remote`, and one whose
+client asks for file I/O by system calls. Compiled code reaches guest memory through
+`GuestMemory.translation`, which has the mapped ranges alone.
 """
 
 import bisect
@@ -14,11 +15,14 @@ import os
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Protocol
 
+from outboard.dirty_pages import PAGE, Report
 from outboard.errors import DmaForbidden, DmaUnmapped, RequestRefused
-from outboard.guest_files import GuestFile, GuestFiles
+from outboard.guest_files import GuestFile, GuestFiles, UnmappedFile
+from outboard.guest_ranges import Mapping as Mapping
+from outboard.guest_ranges import Range, View
 from outboard.native import guard
 from outboard.native.translation import READ, WRITE, Translation
 
@@ -28,27 +32,7 @@ ADDRESS_SPACE = 1 << 64
 MAX_MAPS = 65535
 """Ranges a client may map at once: what VERSION announces, and QEMU accepts no more."""
 MAX_MESSAGE_TRANSFER = 64 << 20
-"""Bytes one `read` or `write` moves by message: such ranges may claim any size, and reading allocates."""
-
-
-@dataclass(frozen=True, slots=True)
-class Mapping:
-    """A range of guest memory: `size` bytes at IOVA `address`.
-
-    `readable` and `writable` are the device's rights. With `fd`, the range is the file's bytes from
-    `offset` on; without, it is reached by messages.
-    """
-
-    address: int
-    size: int
-    readable: bool = True
-    writable: bool = True
-    fd: int | None = None
-    offset: int = 0
-
-    def __str__(self) -> str:
-        rights = ("r" if self.readable else "-") + ("w" if self.writable else "-")
-        return f"{self.size:#x} bytes at {self.address:#x} ({rights})"
+"""Bytes one `read` or `write` moves where memory is not mapped: it claims any size, and reading allocates."""
 
 
 class RemoteMemory(Protocol):
@@ -61,27 +45,16 @@ class RemoteMemory(Protocol):
         """Stores `data` at IOVA `address`."""
 
 
-class _Range:
-    """A mapped range, its file and the views handed out over it."""
-
-    __slots__ = ("base", "end", "file", "mapping", "start", "views")
-
-    def __init__(self, mapping: Mapping, file: GuestFile | None) -> None:
-        self.mapping = mapping
-        self.start = mapping.address
-        self.end = mapping.address + mapping.size
-        self.file = file
-        self.base = mapping.offset - mapping.address
-        self.views: list[weakref.ref[memoryview]] = []
-
-
 class GuestMemory:
     """The ranges a client has mapped, and every access a device makes to them.
 
-    ``enabled`` is the device's bus-master switch: while it is False each access raises `DmaForbidden`.
+    ``enabled`` is the device's bus-master switch: while it is False each access raises `DmaForbidden`; so it
+    does while ``stopped``, by migration.
     ``remote`` serves ranges that came without a descriptor. ``users`` are those who look addresses up
     in threads of their own: each gives a context in which it uses no guest memory (`Poller.paused`), and
-    whatever is mapped, unmapped, allowed or forbidden changes inside of all of them.
+    whatever is mapped, unmapped, allowed or forbidden changes inside of all of them. While the client
+    logs dirty pages, they find the addresses they keep anew whenever such a context ends: one found to be
+    written to counts as written.
 
     >>> memory = GuestMemory()
     >>> fd = os.memfd_create("guest")
@@ -100,8 +73,10 @@ class GuestMemory:
     def __init__(self) -> None:
         self.remote: RemoteMemory | None = None
         self.users: list[Callable[[], AbstractContextManager[None]]] = []
+        self.logging = False
         self._enabled = True
-        self._ranges: list[_Range] = []
+        self._stopped = False
+        self._ranges: list[Range] = []
         self._starts: list[int] = []
         self._files = GuestFiles()
         self._translation: Translation | None = None
@@ -114,23 +89,35 @@ class GuestMemory:
 
     @enabled.setter
     def enabled(self, enabled: bool) -> None:
-        if enabled == self._enabled:
+        self._switch(enabled, self._stopped)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the device is stopped, to be migrated: it reaches no memory, whatever the guest says."""
+        return self._stopped
+
+    @stopped.setter
+    def stopped(self, stopped: bool) -> None:
+        self._switch(self._enabled, stopped)
+
+    def _switch(self, enabled: bool, stopped: bool) -> None:
+        if (enabled, stopped) == (self._enabled, self._stopped):
             return
         with self._unused():
-            self._enabled = enabled
+            self._enabled, self._stopped = enabled, stopped
             if self._translation is not None:
-                self._translation.enabled = enabled
+                self._translation.enabled = enabled and not stopped
 
     @property
     def translation(self) -> Translation:
         """IOVA to addresses of this process, for compiled code; up to date from its first use on.
 
-        It has the ranges that came with a descriptor and end below 2^63, and finds nothing while `enabled`
+        It has the ranges that are mapped here and end below 2^63, and finds nothing while `enabled`
         is False. Whoever uses it in a thread belongs into `users`.
         """
         if self._translation is None:
             self._translation = Translation()
-            self._translation.enabled = self._enabled
+            self._translation.enabled = self._enabled and not self._stopped
             for entry in self._ranges:
                 self._translate(entry)
         return self._translation
@@ -143,7 +130,7 @@ class GuestMemory:
     @property
     def live_views(self) -> int:
         """How many views handed out by `view` are still in use."""
-        return sum(_usable(ref()) for entry in self._ranges for ref in entry.views)
+        return sum(len(entry.live_views()) for entry in self._ranges)
 
     @property
     def torn(self) -> tuple[Mapping, ...]:
@@ -154,37 +141,43 @@ class GuestMemory:
         """Adds a range. Takes `mapping.fd` over: it is closed here, whatever happens.
 
         Mapping the same range of the same file again changes nothing. Raises RequestRefused: EINVAL for
-        a size of 0, a range past 2^64, a descriptor that cannot be mapped or is shorter than the range;
+        a size of 0, a range past 2^64, a descriptor that cannot be used or is shorter than the range;
         EEXIST for an overlap; ENOSPC for too many ranges.
         """
         try:
-            file = self._open(mapping)
+            backing = self._open(mapping)
         finally:
             if mapping.fd is not None:
                 with suppress(OSError):
                     os.close(mapping.fd)
-        entry = _Range(replace(mapping, fd=None), file)
+        entry = Range(replace(mapping, fd=None), backing)
         at = bisect.bisect_right(self._starts, mapping.address)
         for other in self._ranges[max(at - 1, 0) : at + 1]:
             if other.start < entry.end and entry.start < other.end:
-                self._files.release(file)
-                if other.mapping == entry.mapping and other.file is file:
+                self._files.release(backing)
+                if other.mapping == entry.mapping and other.backing is backing:
                     return
                 raise RequestRefused(
                     f"cannot map {mapping}: it overlaps {other.mapping}; unmap that first",
                     errno=errno.EEXIST,
                 )
         if len(self._ranges) >= MAX_MAPS:
-            self._files.release(file)
+            self._files.release(backing)
             raise RequestRefused(
                 f"cannot map {mapping}: {MAX_MAPS} ranges are mapped already", errno=errno.ENOSPC
             )
-        if file:
-            file.ranges += 1
+        if backing:
+            backing.ranges += 1
         with self._unused():
             self._starts.insert(at, entry.start)
             self._ranges.insert(at, entry)
             self._translate(entry)
+            if self.logging:
+                try:
+                    self._log(entry)
+                except RequestRefused:
+                    self._remove(at)
+                    raise
 
     def unmap(self, address: int, size: int) -> Mapping:
         """Removes the range that is exactly `size` bytes at `address`, and kills the views over it.
@@ -209,13 +202,14 @@ class GuestMemory:
     def view(self, address: int, size: int, *, writable: bool = False) -> memoryview:
         """The guest's own bytes, without a copy; dies (ValueError on touch) when the range is unmapped.
 
-        The view has to lie inside one range that came with a descriptor. Take no slice of it that
+        The view has to lie inside one range that is mapped here. Take no slice of it that
         outlives it: only the view itself is taken back. The guest may change the bytes at any time:
         copy before checking. Raises DmaUnmapped and DmaForbidden.
         """
         entry = self._find(address, size, writable, "viewing")
         if entry.file is None or address + size > entry.end:
-            reason = "spans two ranges" if entry.file else "is reached by messages only"
+            means = "file I/O" if entry.in_place else "messages"
+            reason = "spans two ranges" if entry.file else f"is reached by {means} only"
             raise DmaUnmapped(
                 f"{size:#x} bytes at {address:#x} cannot be viewed: it {reason}; read() or write() it",
                 address=address,
@@ -226,15 +220,17 @@ class GuestMemory:
         if not writable:
             view = view.toreadonly()
         if len(entry.views) > 64:
-            entry.views = [ref for ref in entry.views if _usable(ref())]
-        entry.views.append(weakref.ref(view))
+            entry.views = entry.live_views()
+        entry.views.append(View(weakref.ref(view), address, size if writable else 0))
+        if writable and entry.dirty is not None:
+            entry.dirty.mark(address, size)
         return view
 
     def read(self, address: int, size: int) -> bytes:
         """A copy of `size` bytes at IOVA `address`; may cross adjacent ranges.
 
-        Raises DmaUnmapped if any byte is not mapped, DmaForbidden if the device may not read it, and
-        what `remote` raises for ranges reached by messages.
+        Raises DmaUnmapped if any byte is not mapped, DmaForbidden if the device may not read it, DmaError
+        if file I/O fails, and what `remote` raises for ranges reached by messages.
         """
         entry = self._find(address, size, False, "reading")
         if address + size <= entry.end and entry.file is not None:
@@ -243,7 +239,7 @@ class GuestMemory:
         parts = [
             part.file.bytes[at + part.base : at + part.base + count]
             if part.file
-            else self._require_remote(at, count).read(at, count)
+            else self._reach(part, at, count).read(at, count)
             for part, at, count in self._split(address, size, False, "reading")
         ]
         return b"".join(parts)
@@ -258,16 +254,71 @@ class GuestMemory:
         if address + size <= entry.end and entry.file is not None:
             start = address + entry.base
             entry.file.bytes[start : start + size] = data
+            if entry.dirty is not None:
+                entry.dirty.mark(address, size)
             return
         source = memoryview(data)
         done = 0
         for part, at, count in list(self._split(address, size, True, "writing")):
             piece = source[done : done + count]
-            if part.file:
-                part.file.bytes[at + part.base : at + part.base + count] = piece
-            else:
-                self._require_remote(at, count).write(at, bytes(piece))
+            try:
+                if part.file:
+                    part.file.bytes[at + part.base : at + part.base + count] = piece
+                else:
+                    self._reach(part, at, count).write(at, bytes(piece))
+            finally:  # what fails may have stored a part
+                if part.dirty is not None:
+                    part.dirty.mark(at, count)
             done += count
+
+    def start_log(self) -> None:
+        """From now on each page that the device writes is remembered, until `take_dirty` has reported it.
+
+        What goes by message is left out: there the client itself writes. Raises RequestRefused (ENOMEM) if
+        there is no memory to remember it in.
+        """
+        with self._unused():
+            try:
+                for entry in self._ranges:
+                    self._log(entry)
+            except RequestRefused:
+                self._forget_log()
+                raise
+            self.logging = True
+
+    def stop_log(self) -> None:
+        """Pages are remembered no longer, and those that were are forgotten."""
+        with self._unused():
+            self.logging = False
+            self._forget_log()
+
+    def take_dirty(self, address: int, size: int, page_size: int = PAGE) -> bytes:
+        """What the device has written since the last time, of ``size`` bytes at IOVA ``address``.
+
+        A bitmap in whole 64-bit words, one bit for each ``page_size`` bytes (4096 or more), the first page in
+        bit 0. It may name too many pages, never too few.
+        """
+        report = Report(address, size, page_size)
+        taken = []
+        with self._unused():
+            for entry in self._ranges:
+                if entry.dirty is not None and entry.start < address + size and address < entry.end:
+                    taken.append(entry.dirty.take(address, address + size))
+                    entry.mark_views()
+        for start, pages in taken:
+            report.add(start, pages)
+        return report.bitmap
+
+    def _forget_log(self) -> None:
+        for entry in self._ranges:
+            entry.dirty = None
+            if self._translation is not None:
+                self._translation.log(entry.start, 0)
+
+    def _log(self, entry: Range) -> None:
+        entry.remember()
+        if entry.dirty is not None and self._translation is not None and entry.file:
+            self._translation.log(entry.start, entry.dirty.address)
 
     @contextmanager
     def _unused(self) -> Iterator[None]:
@@ -291,13 +342,14 @@ class GuestMemory:
                     entry.mapping,
                 )
 
-    def _translate(self, entry: _Range) -> None:
+    def _translate(self, entry: Range) -> None:
         if self._translation is not None and entry.file is not None:
             self._translation.add(
                 entry.start,
                 entry.mapping.size,
                 host=entry.file.address + entry.mapping.offset,
                 rights=READ * entry.mapping.readable | WRITE * entry.mapping.writable,
+                dirty=entry.dirty.address if entry.dirty else 0,
             )
 
     def _remove(self, at: int) -> Mapping:
@@ -305,13 +357,13 @@ class GuestMemory:
         entry = self._ranges.pop(at)
         if self._translation is not None:
             self._translation.remove(entry.start)
-        _kill_views(entry)
-        if entry.file:
-            entry.file.ranges -= 1
-            self._files.release(entry.file)
+        entry.kill_views()
+        if entry.backing:
+            entry.backing.ranges -= 1
+            self._files.release(entry.backing)
         return entry.mapping
 
-    def _find(self, address: int, size: int, write: bool, doing: str) -> _Range:
+    def _find(self, address: int, size: int, write: bool, doing: str) -> Range:
         """The range in which `address` lies, with the device's right to it checked."""
         if guard.total() != self._faults:
             self._report_torn()
@@ -323,41 +375,34 @@ class GuestMemory:
                 size=size,
             )
         entry = self._ranges[at]
+        if self._stopped:
+            raise _forbidden(doing, address, size, ": the client has stopped the device, to migrate it")
         if not self.enabled:
-            raise DmaForbidden(
-                f"{doing} {size:#x} bytes at {address:#x}: the guest has not enabled bus mastering"
-                " (bit 2 of the PCI command register)",
-                address=address,
-                size=size,
-            )
+            reason = ": the guest has not enabled bus mastering (bit 2 of the PCI command register)"
+            raise _forbidden(doing, address, size, reason)
         if not (entry.mapping.writable if write else entry.mapping.readable):
-            raise DmaForbidden(
-                f"{doing} {size:#x} bytes at {address:#x} is not allowed: mapped are {entry.mapping}",
-                address=address,
-                size=size,
-            )
+            raise _forbidden(doing, address, size, f" is not allowed: mapped are {entry.mapping}")
         return entry
 
-    def _split(self, address: int, size: int, write: bool, doing: str) -> Iterator[tuple[_Range, int, int]]:
+    def _split(self, address: int, size: int, write: bool, doing: str) -> Iterator[tuple[Range, int, int]]:
         """The pieces (range, address, count) of an access, all of them checked before the first is given."""
-        pieces: list[tuple[_Range, int, int]] = []
+        pieces: list[tuple[Range, int, int]] = []
         at, left = address, size
         while left or not pieces:
             entry = self._find(at, left, write, doing)
             count = min(left, entry.end - at)
             if entry.file is None and size > MAX_MESSAGE_TRANSFER:
-                raise DmaForbidden(
-                    f"{doing} {size:#x} bytes at {address:#x}: more than {MAX_MESSAGE_TRANSFER:#x} bytes"
-                    " do not go by message at once; split the access",
-                    address=address,
-                    size=size,
-                )
+                most = f"more than {MAX_MESSAGE_TRANSFER:#x} bytes do not go by message or file I/O at once"
+                raise _forbidden(doing, address, size, f": {most}; split the access")
             pieces.append((entry, at, count))
             at += count
             left -= count
         return iter(pieces)
 
-    def _require_remote(self, address: int, size: int) -> RemoteMemory:
+    def _reach(self, part: Range, address: int, size: int) -> RemoteMemory:
+        """What reads and writes a range that is not mapped."""
+        if part.in_place is not None:
+            return part.in_place
         if self.remote is None:
             raise DmaUnmapped(
                 f"{size:#x} bytes at {address:#x} were mapped without a descriptor and no client serves"
@@ -367,35 +412,20 @@ class GuestMemory:
             )
         return self.remote
 
-    def _open(self, mapping: Mapping) -> GuestFile | None:
-        """The file behind a mapping, mapped; refuses what cannot be."""
+    def _open(self, mapping: Mapping) -> GuestFile | UnmappedFile | None:
+        """The file behind a mapping; refuses what cannot be."""
         if mapping.size <= 0 or mapping.address < 0 or mapping.address + mapping.size > ADDRESS_SPACE:
             raise RequestRefused(f"cannot map {mapping}: the size is 0 or the range ends past 2^64")
         if mapping.fd is None:
             return None
+        where = (mapping.fd, mapping.offset, mapping.size)
         try:
-            return self._files.open(mapping.fd, mapping.offset, mapping.size, writable=mapping.writable)
+            if mapping.file_io:
+                return self._files.open_unmapped(*where, readable=mapping.readable, writable=mapping.writable)
+            return self._files.open(*where, writable=mapping.writable)
         except RequestRefused as error:
             raise RequestRefused(f"cannot map {mapping}: {error}", errno=error.errno) from error
 
 
-def _usable(view: memoryview | None) -> bool:
-    """Whether a view is still held by someone and not released."""
-    if view is None:
-        return False
-    try:
-        return view.nbytes >= 0
-    except ValueError:
-        return False
-
-
-def _kill_views(entry: _Range) -> None:
-    for ref in entry.views:
-        if (view := ref()) is not None:
-            try:
-                view.release()
-            except BufferError:
-                log.error(
-                    "something (an array?) still uses a DMA view of %s, which the client has unmapped",
-                    entry.mapping,
-                )
+def _forbidden(doing: str, address: int, size: int, reason: str) -> DmaForbidden:
+    return DmaForbidden(f"{doing} {size:#x} bytes at {address:#x}{reason}", address=address, size=size)

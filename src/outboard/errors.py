@@ -7,6 +7,7 @@
     │   ├── LocalProtocolError   we were about to send what may not be sent (ours)
     │   └── RemoteProtocolError  the peer sent it (the peer's)
     ├── RequestRefused           a well-formed request that cannot be honoured (the peer's)
+    ├── StateError               a saved device state that cannot be this device's (the peer's)
     ├── RemoteError              the peer answered our command with an error
     ├── ConnectionLost           the peer went away
     ├── PeerTimeout              the peer did not answer, or no interrupt came, in time
@@ -78,6 +79,13 @@ class RemoteProtocolError(ProtocolError):
 
 class RequestRefused(OutboardError):
     """A well-formed request of the peer that cannot be honoured; answered with ``errno``."""
+
+    fault = Fault.PEER
+    errno = _errno.EINVAL
+
+
+class StateError(OutboardError):
+    """A saved state that cannot be read, or is no state of this device."""
 
     fault = Fault.PEER
     errno = _errno.EINVAL

@@ -86,6 +86,8 @@ def answer(peer: RawPeer, command: Message, memory: bytes, size: int = 0x1000, a
     """What a plain server answers: each region has `size` bytes and no descriptor, and reads as `memory`."""
     for fd in command.fds:
         os.close(fd)
+    if command.flags & raw.NO_REPLY:
+        return
     match command.command:
         case raw.REGION_INFO:
             index = struct.unpack_from("=I", command.payload, 8)[0]

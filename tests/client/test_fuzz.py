@@ -57,6 +57,10 @@ def serve_badly(peer: RawPeer, random: Random, descriptor: int) -> None:
                 peer.send(raw.reply(command, struct.pack("=HH", 0, 0) + raw.QEMU_JSON))
             elif command.command == raw.DEVICE_INFO:
                 peer.send(raw.reply(command, struct.pack("=IIII", 16, 3, 9, 5)))
+            elif command.command == raw.REGION_IO_FDS:
+                sub = struct.pack("=QQIIIIQQ", 8, 4, 0, random.choice((0, 2)), 0, 0, 0x100, 0)
+                room = struct.unpack_from("=I", command.payload)[0] >= 64
+                peer.send(raw.reply(command, struct.pack("=IIII", 64, 0, 0, 1) + (sub if room else b"")))
             elif not command.flags & raw.REPLY:
                 answer(peer, command, bytes(range(256)) * 16, argsz=random.choice((32, 32, 64)))
     except (EOFError, OSError, struct.error):
@@ -75,6 +79,9 @@ def use_everything(client: Client) -> None:
             client.map_bar(index)
         except IndexError:
             continue
+    client.doorbells(0).at(8).ring(1)
+    client.write_many([(0, 8 * number, bytes(8)) for number in range(300)])
+    client.post(0, 0, bytes(4))
     client.serve_dma()
     client.reset()
     ram.unmap()

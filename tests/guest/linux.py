@@ -61,6 +61,25 @@ def interrupts(guest: Guest, name: str) -> dict[str, int]:
     }
 
 
+class Registers:
+    """32-bit accesses from within the guest, to what lies at ``base`` there."""
+
+    def __init__(self, guest: Guest, base: int) -> None:
+        self.guest = guest
+        self.base = base
+
+    def __getitem__(self, offset: int) -> int:
+        return int(self.guest.run(f"devmem {self.base + offset:#x} 32"), 16)
+
+    def __setitem__(self, offset: int, value: int) -> None:
+        self.guest.run(f"devmem {self.base + offset:#x} 32 {value:#x}")
+
+
+def bar(guest: Guest, address: str, index: int = 0) -> Registers:
+    resources = guest.run(f"cat /sys/bus/pci/devices/{address}/resource").splitlines()
+    return Registers(guest, int(resources[index].split()[0], 16))
+
+
 def fio(*disks: str, size: str = "4M") -> str:
     """The command that writes noise at depth 32 from two processors to each disk, and verifies all of it."""
     options = {

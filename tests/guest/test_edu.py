@@ -13,7 +13,7 @@ import pytest
 
 from outboard import Bar, Device, Intx, Server
 from outboard.testing.guest import Attach, Guest
-from tests.guest.linux import interrupts
+from tests.guest.linux import Registers, bar, interrupts
 
 pytestmark = pytest.mark.guest
 
@@ -74,25 +74,6 @@ def machine(tmp_path_factory: pytest.TempPathFactory, gadget: Gadget) -> Iterato
         ) as guest,
     ):
         yield guest
-
-
-class Registers:
-    """32-bit accesses from within the guest, to what lies at ``base`` there."""
-
-    def __init__(self, guest: Guest, base: int) -> None:
-        self.guest = guest
-        self.base = base
-
-    def __getitem__(self, offset: int) -> int:
-        return int(self.guest.run(f"devmem {self.base + offset:#x} 32"), 16)
-
-    def __setitem__(self, offset: int, value: int) -> None:
-        self.guest.run(f"devmem {self.base + offset:#x} 32 {value:#x}")
-
-
-def bar(guest: Guest, address: str, index: int = 0) -> Registers:
-    resources = guest.run(f"cat /sys/bus/pci/devices/{address}/resource").splitlines()
-    return Registers(guest, int(resources[index].split()[0], 16))
 
 
 @pytest.fixture

@@ -61,6 +61,17 @@ ALONE: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "read handler of wo": (lambda: BAR.reg(0, access="wo").on_read(reader), "it reads as 0"),
     "memory outside": (lambda: BAR.ram(0xF00, size=0x200), "memory of 0x200 bytes at 0xf00"),
+    "3-byte doorbell": (lambda: BAR.doorbell(0, size=3), "size is 3"),
+    "no doorbell": (lambda: BAR.doorbell(0, count=0), "count is 0"),
+    "tight doorbells": (lambda: BAR.doorbell(0, count=2, stride=2), "stride 2 is smaller"),
+    "doorbell outside": (lambda: BAR.doorbell(0xFF0, count=5), "ends at 0x1004, the BAR at 0x1000"),
+    "negative doorbell": (lambda: BAR.doorbell(-4), "BAR0 ends at 0x0"),
+    "matches at two places": (lambda: BAR.doorbell(0, count=2, matches=[1]), "one place, count is 2"),
+    "a shadow of a match": (lambda: BAR.doorbell(0, matches=[1], shadow=True), "would never be read"),
+    "matches that share": (lambda: BAR.doorbell(0, matches=[1, 2], shared=True), "no value could be told"),
+    "one match twice": (lambda: BAR.doorbell(0, matches=[1, 1]), "comes twice"),
+    "a wide match": (lambda: BAR.doorbell(0, size=2, matches=[1 << 16]), "0x10000 does not fit in 2"),
+    "sharing alone": (lambda: BAR.doorbell(0, shared=True), "nothing shares its eventfd"),
     "empty ROM": (lambda: Rom(b""), "1 byte to 16 MiB"),
     "pin": (lambda: Intx("E"), "'E' is none of A, B, C, D"),
     "three MSI vectors": (lambda: Msi(vectors=3), "a power of two up to 32"),
@@ -77,6 +88,10 @@ ALONE: dict[str, tuple[Callable[[], object], str]] = {
 
 
 def handler(self: object, value: int) -> None:
+    """Of no class."""
+
+
+def bell_handler(self: object, index: int, value: int) -> None:
     """Of no class."""
 
 
@@ -177,6 +192,30 @@ TOGETHER: dict[str, tuple[Callable[[], dict[str, object]], str]] = {
     "a clearable register where the guest maps": (
         lambda: {"bar": (bar := mapped()), "reg": bar.reg(0, access="w1c")},
         "it cannot be 'w1c'",
+    ),
+    "a doorbell over a register": (
+        lambda: {"bar": (bar := Bar(0, size=64)), "reg": bar.reg(8), "bell": bar.doorbell(0, count=3)},
+        "bell and reg overlap at 0x8",
+    ),
+    "a doorbell over the MSI-X table": (
+        lambda: {
+            "bar": (bar := Bar(0, size=0x100)),
+            "msix": MsiX(vectors=1, table=(0, 0x20), pba=(0, 0x80)),
+            "bell": bar.doorbell(0x2C),
+        },
+        "the MSI-X table and bell overlap at 0x2c",
+    ),
+    "a doorbell where the guest maps": (
+        lambda: {"bar": (bar := mapped(False)), "bell": bar.doorbell(0xFFC, count=2)},
+        "bell at 0xffc lies where the guest may map BAR0: a write there signals nothing",
+    ),
+    "a doorbell handler that is no method": (
+        lambda: {
+            "bar": (bar := Bar(0, size=16)),
+            "bell": (bell := bar.doorbell(0)),
+            "_": bell.on_ring(bell_handler),
+        },
+        "Wrong.bell is handled by bell_handler, which is no method",
     ),
     "a handler that is no method": (
         lambda: {"bar": (bar := Bar(0, size=16)), "reg": (reg := bar.reg(0)), "_": reg.on_write(handler)},

@@ -28,6 +28,7 @@ from outboard.protocol.messages import (
     DmaWrite,
     DmaWriteReply,
     Empty,
+    IoFdsLayout,
     IoSubRegion,
     IrqInfo,
     Message,
@@ -87,9 +88,14 @@ region_infos_with_areas = st.builds(
     region_infos,
     area_lists,
 )
+shadowed = st.lists(st.builds(IoSubRegion, u64, u64, u32, u32, u32, u64, u32, u64), min_size=1, max_size=4)
 sub_regions = st.lists(st.builds(IoSubRegion, u64, u64, u32, u32, u32, u64), min_size=1, max_size=4)
-region_io_fds = st.builds(RegionIoFds, argsz(16), u32, u32, u32) | sub_regions.map(
-    lambda subs: RegionIoFds(16 + 40 * len(subs), 0, 1, len(subs), tuple(subs))
+region_io_fds = (
+    st.builds(RegionIoFds, argsz(16), u32, u32, u32)
+    | sub_regions.map(lambda subs: RegionIoFds(16 + 40 * len(subs), 0, 1, len(subs), tuple(subs)))
+    | shadowed.map(
+        lambda subs: RegionIoFds(16 + 48 * len(subs), 0, 1, len(subs), tuple(subs), IoFdsLayout.LIBVFIO_USER)
+    )
 )
 unmaps = st.builds(
     DmaUnmap, argsz(24), u32.map(lambda f: f & ~DmaUnmapFlag.DIRTY_BITMAP), u64, u64

@@ -19,6 +19,7 @@ from outboard.protocol.messages import (
     DmaUnmap,
     DmaWriteReply,
     Empty,
+    IoFdsLayout,
     IoSubRegion,
     IrqInfo,
     Message,
@@ -78,6 +79,10 @@ def test_any_bytes_decode_or_are_refused(kind: type[Message], junk: bytes) -> No
         (
             RegionIoFds(56, 0, 1, 1, (IoSubRegion(4, 8, 0, 0, 1, 9),)),
             pack("=IIIIQQIIIIQ", 56, 0, 1, 1, 4, 8, 0, 0, 1, 0, 9),
+        ),
+        (
+            RegionIoFds(64, 0, 1, 1, (IoSubRegion(4, 8, 1, 2, 0, 9, 3, 16),), IoFdsLayout.LIBVFIO_USER),
+            pack("=IIIIQQIIIIQQ", 64, 0, 1, 1, 4, 8, 1, 2, 0, 3, 16, 9),
         ),
         (IrqInfo(16, 1, 2, 32), pack("=IIII", 16, 1, 2, 32)),
         (SetIrqs(20, 34, 2, 0, 2, b"\1\0"), pack("=IIIII2s", 20, 34, 2, 0, 2, b"\1\0")),
@@ -203,8 +208,10 @@ def test_an_unknown_region_capability_is_passed_over() -> None:
 
 
 def test_sub_regions_of_libvfio_user_are_read_too() -> None:
-    payload = pack("=IIIIQQIIIIQQ", 64, 0, 1, 1, 4, 8, 0, 2, 1, 0, 0, 9)
-    assert RegionIoFds.decode(payload).sub_regions == (IoSubRegion(4, 8, 0, 2, 1, 9),)
+    payload = pack("=IIIIQQIIIIQQ", 64, 0, 1, 1, 4, 8, 0, 2, 1, 1, 0x10, 9)
+    info = RegionIoFds.decode(payload)
+    assert info.layout is IoFdsLayout.LIBVFIO_USER
+    assert info.sub_regions == (IoSubRegion(4, 8, 0, 2, 1, 9, shadow_fd_index=1, shadow_offset=0x10),)
 
 
 def test_sub_regions_of_another_size_are_refused() -> None:

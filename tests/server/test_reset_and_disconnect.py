@@ -3,7 +3,6 @@
 import errno
 import gc
 import os
-import struct
 import tracemalloc
 from collections.abc import Callable
 
@@ -71,16 +70,6 @@ def test_a_reset_may_come_first_and_in_a_storm(serve: Serve, connect: Connect) -
             assert client.receive().flags == raw.REPLY
         client.ask(raw.device_info())
     assert device.calls.count(("reset",)) == 1000
-
-
-@pytest.mark.point("P111")
-@pytest.mark.parametrize("flags", [0x10001, 0x40001, 0x50001, 0x70001, 0x40000 | 999, 0x10006, 0x30001])
-def test_features_a_device_lacks_are_refused(client: RawPeer, flags: int) -> None:
-    payload = struct.pack("=II", 64, flags) + bytes(56)
-    assert client.refused(raw.message(raw.FEATURE, payload)) == errno.EINVAL
-    for command in (raw.MIG_DATA_READ, raw.MIG_DATA_WRITE):
-        assert client.refused(raw.message(command, struct.pack("=II", 64, 0))) == errno.EINVAL
-    client.ask(raw.device_info())
 
 
 @pytest.mark.point("P117", "P118")

@@ -4,10 +4,13 @@ import errno
 import json
 import os
 import struct
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from outboard import Server
+from outboard.server.profiles import SPEC
 from tests import raw
 from tests.raw import RawPeer
 from tests.server.conftest import Connect, Serve
@@ -40,6 +43,21 @@ def test_the_lower_minor_version_is_agreed(server: Server, asked: int, answered:
         client.ask(raw.device_info())
 
 
+@pytest.mark.point("P29", "P84")
+@pytest.mark.parametrize("wanted", [True, False])
+@pytest.mark.parametrize("offered", [True, False])
+def test_write_multiple_is_agreed_only_if_both_sides_have_it(
+    gadget: Gadget, folder: Path, offered: bool, wanted: bool
+) -> None:
+    with Server(gadget, folder / "s.sock", profile=replace(SPEC, write_multiple=offered)).start() as server:
+        with RawPeer.connect(server.path) as client:
+            question = raw.version(text=text({"write_multiple": wanted}))
+            said = json.loads(client.ask(question).payload[4:-1])["capabilities"]
+            assert said.get("write_multiple", False) is (offered and wanted)
+        with RawPeer.connect(server.path) as client:
+            assert client.ask(raw.version()).size <= len(raw.version())
+
+
 @pytest.mark.point("P27")
 @pytest.mark.parametrize("major", [1, 0xFFFF])
 def test_another_major_version_is_refused_and_ends_the_connection(server: Server, major: int) -> None:
@@ -62,7 +80,9 @@ def test_the_answer_suits_qemus_buffer_and_its_checks(server: Server) -> None:
         assert 0 < said["max_dma_maps"] <= 65535
         assert said["pgsizes"] > 0
         assert said["pgsizes"] % 4096 == 0
-        assert said.keys() <= {"max_msg_fds", "max_data_xfer_size", "max_dma_maps", "pgsizes"}
+        assert said.keys() <= {
+            "max_msg_fds", "max_data_xfer_size", "max_dma_maps", "pgsizes", "migration"
+        }  # fmt: skip
 
 
 @pytest.mark.point("P30", "P31")
@@ -97,14 +117,6 @@ def test_capabilities_that_cannot_be_are_refused_and_end_the_connection(server: 
     with RawPeer.connect(server.path) as client:
         assert client.refused(raw.version(text=said)) == errno.EINVAL
         client.expect_closed()
-
-
-@pytest.mark.point("P35")
-def test_a_twin_socket_is_not_promised(server: Server) -> None:
-    with RawPeer.connect(server.path) as client:
-        answer = client.negotiate(text({"twin_socket": {"supported": True}}))
-        assert b"twin_socket" not in answer.payload
-        assert answer.fds == ()
 
 
 @pytest.mark.point("P36")

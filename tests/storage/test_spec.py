@@ -99,3 +99,19 @@ def test_one_file_cannot_be_two_disks(tmp_path: Path) -> None:
         open_storage(f"{tmp_path}/disk.img")
     first.close()
     open_storage(f"{tmp_path}/disk.img").close()
+
+
+def test_a_disk_is_shared_only_among_those_who_say_so(tmp_path: Path) -> None:
+    path = tmp_path / "disk.img"
+    path.write_bytes(bytes(4096))
+    first, second = open_storage(f"{path},share=on"), open_storage(f"{path},share=on")
+    with pytest.raises(StorageError, match="in use"):
+        open_storage(str(path))
+    first.close()
+    second.close()
+    alone = open_storage(str(path))
+    with pytest.raises(StorageError, match="share=on"):
+        open_storage(f"{path},share=on")
+    alone.close()
+    with pytest.raises(StorageError, match="share=on or share=off"):
+        open_storage(f"{path},share=perhaps")

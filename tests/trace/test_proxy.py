@@ -391,11 +391,13 @@ def test_a_descriptor_that_is_no_socket_is_no_twin(ends: Ends) -> None:
     client, server = ends()
     client.send(raw.version())
     fd = raw.memory_file(4096, b"memory")
+    before = raw.open_descriptors()
     text = json.dumps(TWIN_JSON).encode() + b"\0"
     server.send(raw.reply(server.receive(), struct.pack("=HH", 0, 0) + text), [fd])
     os.close(fd)
     [fd] = client.receive().fds
     assert os.pread(fd, 6, 0) == b"memory"
+    assert raw.open_descriptors() == before
     os.close(fd)
 
 

@@ -13,6 +13,7 @@ COMMANDS = {
     "replay": "Say again what a recorded client said, and compare the answers.",
     "trace": "Print a capture of vfio-user messages, decoded.",
     "identify": "Tell what is behind a socket.",
+    "conformance": "Judge any vfio-user server, or any client, point by point.",
     "doctor": "Tell what this machine lacks, and what mends it.",
 }
 """The commands and what each does; ``outboard.cli.NAME`` has a function ``NAME``."""

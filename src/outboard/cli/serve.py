@@ -5,10 +5,12 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from outboard.cli.access import ANYONE, Access
 from outboard.cli.data_plane import prepare_data_plane
 from outboard.cli.device_file import load_device
 from outboard.cli.foreground import serve_in_foreground
 from outboard.native.jit import ENTRIES
+from outboard.server.profiles import ProfileName
 
 
 def serve(
@@ -17,6 +19,8 @@ def serve(
     *,
     socket: Annotated[Path | None, Parameter(alias="--socket-path")] = None,
     fd: int | None = None,
+    profile: ProfileName = "auto",
+    access: Access = ANYONE,
 ) -> None:
     """Serve a device that a Python file describes.
 
@@ -39,9 +43,14 @@ def serve(
         The UNIX socket to listen on.
     fd
         Listen on this inherited descriptor instead; a connected one serves that one client.
+    profile
+        What clients are taken for. auto: what their first message says.
+    access
+        Who may connect.
     """
     known = len(ENTRIES)
     served = load_device(device)
     # What the file brought is compiled now, not while a client waits.
     prepare_data_plane(*ENTRIES[known:])
-    serve_in_foreground(served, socket, fd, title=f"serving {type(served).__name__}")
+    title = f"serving {type(served).__name__}"
+    serve_in_foreground(served, socket, fd, access=access, title=title, profile=profile)

@@ -5,19 +5,23 @@ receives its interrupts, resets it.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Literal, Self, TypeVar
 
 from outboard.client.accessors import MappedRegion, RegionAccess
+from outboard.client.doorbells import MAX_SUB_REGIONS, Doorbells
 from outboard.client.interrupts import Interrupt
 from outboard.client.link import Link
 from outboard.client.memory import AddressSpace, GuestRam
+from outboard.client.migration import Migration
 from outboard.client.transport import SocketTransport, Transport
+from outboard.client.writes import Write, batched, single
 from outboard.descriptors import close_all
-from outboard.errors import RemoteProtocolError
-from outboard.protocol import Capabilities, ClientConnection, Message
+from outboard.errors import RemoteError, RemoteProtocolError
+from outboard.protocol import CLIENT_DEFAULTS, Capabilities, ClientConnection, Message, TwinSocket
 from outboard.protocol.messages import (
     DeviceInfo,
     DeviceReset,
@@ -29,9 +33,11 @@ from outboard.protocol.messages import (
     IrqInfo,
     RegionFlag,
     RegionInfo,
+    RegionIoFds,
     RegionRead,
     RegionReadReply,
-    RegionWrite,
+    RegionWriteMulti,
+    RegionWriteMultiReply,
     SetIrqs,
     SetIrqsFlag,
 )
@@ -45,6 +51,9 @@ MSI_VECTORS = 0x70
 MAX_REGIONS, MAX_IRQS, MAX_VECTORS = 100, 50, 2048
 """More a server is not believed: the first two as in QEMU, the third as in PCI."""
 
+Access = Literal["mmap", "file"]
+ACCESS_MODES = {"mmap": DmaMapFlag.MMAP, "file": DmaMapFlag.FILE_IO}
+
 M = TypeVar("M", bound=Message)
 
 
@@ -52,14 +61,24 @@ class Client:
     """A connection to the vfio-user server at `path`. A context manager that closes.
 
     ``timeout`` is how long a command waits for its answer, in seconds (None: for ever). ``patience`` is how
-    long to wait for the server to listen. Not for use by several threads at once.
+    long to wait for the server to listen. ``twin_socket`` asks for a second socket for the server's own
+    commands: a device may then reach memory without a descriptor also from inside a handler
+    (`capabilities` says whether the server agreed). Not for use by several threads at once.
 
     Raises ConnectionLost when nobody listens, RemoteProtocolError when the server does not speak vfio-user.
     """
 
+    _twin_socket = False
+
     def __init__(
-        self, path: str | os.PathLike[str], *, timeout: float | None = 5.0, patience: float = 0.0
+        self,
+        path: str | os.PathLike[str],
+        *,
+        timeout: float | None = 5.0,
+        patience: float = 0.0,
+        twin_socket: bool = False,
     ) -> None:
+        self._twin_socket = twin_socket
         self._open(SocketTransport.connect(path, patience), timeout)
 
     def _open(self, transport: Transport, timeout: float | None) -> None:
@@ -67,6 +86,7 @@ class Client:
         self._link = Link(transport, self._memory, timeout=timeout, connection=self._new_connection())
         self._interrupts: dict[IrqIndex, list[Interrupt]] = {}
         self._mapped: dict[int, MappedRegion] = {}
+        self._doorbells: dict[int, Doorbells] = {}
         try:
             self._start()
         except BaseException:
@@ -75,7 +95,7 @@ class Client:
 
     def _new_connection(self) -> ClientConnection:
         """The protocol's state, with what this client offers in VERSION."""
-        return ClientConnection()
+        return ClientConnection(replace(CLIENT_DEFAULTS, twin_socket=TwinSocket(self._twin_socket)))
 
     def _start(self) -> None:
         """The first messages: VERSION and DEVICE_GET_INFO."""
@@ -155,6 +175,72 @@ class Client:
         self._mapped[index] = mapped
         return mapped
 
+    def region_io_fds(self, index: int) -> tuple[RegionIoFds, tuple[int, ...]]:
+        """DEVICE_GET_REGION_IO_FDS, asked again with more room where the server says so.
+
+        The descriptors are the caller's to close; what the server says of them is not checked.
+        """
+        argsz = RegionIoFds.LAYOUT.size
+        while True:
+            body, fds = self._link.exchange(RegionIoFds(argsz, flags=0, index=index, count=0))
+            info = _expect(body, RegionIoFds, fds)
+            if info.argsz <= argsz and info.count == len(info.sub_regions):
+                return info, fds
+            close_all(fds)
+            if info.count > MAX_SUB_REGIONS:
+                raise RemoteProtocolError(
+                    f"region {index} has {info.count} sub-regions, {MAX_SUB_REGIONS} at most are believed"
+                )
+            if argsz > RegionIoFds.LAYOUT.size or info.argsz <= argsz:
+                raise RemoteProtocolError(
+                    f"the sub-regions of region {index} were to be described in {argsz} bytes,"
+                    f" now it needs {info.argsz} for {info.count} sub-regions"
+                )
+            argsz = info.argsz
+
+    def doorbells(self, index: int) -> Doorbells:
+        """What of BAR `index` can be rung by descriptor; anything else in it is rung by a write.
+
+        A server that does not know the message, or has none to offer, makes no difference but in speed.
+        """
+        if index in self._doorbells and not self._doorbells[index].closed:
+            return self._doorbells[index]
+        bar = self.bar(index)
+        try:
+            info, fds = self.region_io_fds(index)
+        except RemoteError:
+            info, fds = RegionIoFds(RegionIoFds.LAYOUT.size, 0, index, 0), ()
+        bells = self._doorbells[index] = Doorbells(info, fds, bar.size, bar.write, self._rung)
+        return bells
+
+    def write_many(self, writes: Iterable[Write], *, posted: bool = False) -> None:
+        """Writes (region, offset, data), in their order and without waiting for each.
+
+        Those of up to 8 bytes go together in REGION_WRITE_MULTI where the server has agreed to it. With
+        ``posted`` nothing is waited for at all. Raises RemoteError for the first message that is refused:
+        writes after it, and some of the same message, may have been done.
+        """
+        limit = self._link.transfer_limit
+        messages: Iterable[Message]
+        if self.capabilities.write_multiple:
+            messages = batched(writes, limit)
+        else:
+            messages = (message for write in writes for message in single(*write, limit))
+        if posted:
+            for message in messages:
+                self._link.post(message)
+            return
+        sent = list(messages)
+        for message, reply in zip(sent, self._link.pipeline([(body, ()) for body in sent]), strict=True):
+            wanted = len(message.writes) if isinstance(message, RegionWriteMulti) else 0
+            if isinstance(reply, RegionWriteMultiReply) and reply.count != wanted:
+                raise RemoteProtocolError(f"{reply.count} of {wanted} writes were done")
+
+    def post(self, region: int, offset: int, data: bytes) -> None:
+        """A write that nothing answers (No_reply), in order with all others: its errors are lost."""
+        for message in single(region, offset, data, self._link.transfer_limit):
+            self._link.post(message)
+
     def irq_count(self, index: IrqIndex) -> int:
         """How many vectors the device has at `index`."""
         count = self._ask(IrqInfo(argsz=16, flags=0, index=index, count=0), IrqInfo).count
@@ -168,12 +254,15 @@ class Client:
         address: int | None = None,
         *,
         shared: bool = True,
+        access: Access | None = None,
         readable: bool = True,
         writable: bool = True,
     ) -> GuestRam:
         """`size` bytes of new memory for the device to reach, at IOVA `address` (default: a free one).
 
-        With ``shared=False`` the server gets no descriptor and asks for every byte by message.
+        With ``shared=False`` the server gets no descriptor and asks for every byte by message. ``access``
+        tells it what to do with the descriptor, of which it decides otherwise: map it, or read and write it
+        (``"file"``). Servers that know no access modes refuse that with a RemoteError.
         """
         if address is None:
             address = self._memory.free_address(size)
@@ -181,14 +270,17 @@ class Client:
 
         def unmap() -> None:
             self.dma_unmap(start, size)
-            del self._memory.blocks[start]
+            self._memory.blocks.pop(start, None)
 
         ram = GuestRam(start, size, shared=shared, readable=readable, writable=writable, unmap=unmap)
         try:
-            self.dma_map(start, size, fd=ram.fd if shared else None, readable=readable, writable=writable)
+            fd = ram.fd if shared else None
+            self.dma_map(start, size, fd=fd, access=access, readable=readable, writable=writable)
         except BaseException:
             ram.close()
             raise
+        if (replaced := self._memory.blocks.get(start)) is not None:
+            replaced.close()  # the server has taken the new one for the old one's place
         self._memory.blocks[start] = ram
         return ram
 
@@ -199,11 +291,13 @@ class Client:
         *,
         fd: int | None = None,
         offset: int = 0,
+        access: Access | None = None,
         readable: bool = True,
         writable: bool = True,
     ) -> None:
         """DMA_MAP: lets the device reach `size` bytes of `fd` (which stays the caller's) at `address`."""
         flags = (DmaMapFlag.READ if readable else 0) | (DmaMapFlag.WRITE if writable else 0)
+        flags |= ACCESS_MODES[access] if access else 0
         body = DmaMap(argsz=32, flags=int(flags), offset=offset, address=address, size=size)
         self._link.command(body, () if fd is None else (fd,))
 
@@ -283,6 +377,11 @@ class Client:
         """DEVICE_RESET: the device as after power-on; memory and interrupts stay assigned."""
         self._link.command(DeviceReset())
 
+    @property
+    def migration(self) -> Migration:
+        """Migration states and data, and what the device has written."""
+        return Migration(self._link)
+
     def serve_dma(self, timeout: float = 0.0) -> None:
         """Answers DMA messages of the server, waiting up to `timeout` seconds for one.
 
@@ -295,12 +394,15 @@ class Client:
         self._link.close()
         for mapped in self._mapped.values():
             mapped.close()
+        for bells in self._doorbells.values():
+            bells.close()
         for interrupts in self._interrupts.values():
             for interrupt in interrupts:
                 interrupt.close()
         for ram in self._memory.blocks.values():
             ram.close()
         self._mapped.clear()
+        self._doorbells.clear()
         self._interrupts.clear()
         self._memory.blocks.clear()
 
@@ -347,10 +449,11 @@ class Client:
         return b"".join(parts)
 
     def _write(self, region: int, offset: int, data: bytes) -> None:
-        step = self._link.transfer_limit
-        for at in range(0, len(data), step):
-            piece = data[at : at + step]
-            self._link.command(RegionWrite(offset + at, region, len(piece), piece))
+        for message in single(region, offset, data, self._link.transfer_limit):
+            self._link.command(message)
+
+    def _rung(self) -> None:
+        """Called after a ring by descriptor."""
 
     def _ask(self, body: Message, answer: type[M]) -> M:
         return _expect(self._link.command(body), answer, ())

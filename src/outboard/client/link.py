@@ -1,7 +1,7 @@
 """A client's end of the wire: one command at a time, the server's own commands served meanwhile.
 
 A server may ask for guest memory (DMA_READ, DMA_WRITE) at any moment, also between our command and its
-reply; such commands are answered from the client's `AddressSpace`.
+reply, on the same socket or on a twin; such commands are answered from the client's `AddressSpace`.
 """
 
 import errno
@@ -12,9 +12,11 @@ from contextlib import suppress
 
 from outboard.client.memory import AddressSpace
 from outboard.client.transport import Transport
+from outboard.client.twin import Twin, twin_of
 from outboard.descriptors import close_all
 from outboard.errors import ConnectionLost, OutboardError, PeerTimeout, RemoteError, RemoteProtocolError
 from outboard.protocol import (
+    RULES,
     Capabilities,
     ClientConnection,
     ErrorReply,
@@ -25,6 +27,7 @@ from outboard.protocol import (
     Reply,
     Request,
 )
+from outboard.protocol.connection import MAX_ERRNO
 from outboard.protocol.messages import DmaRead, DmaReadReply, DmaWrite, DmaWriteReply, Version
 
 AHEAD = 64
@@ -53,6 +56,7 @@ class Link:
         self._transport = transport
         self._connection = connection or ClientConnection()
         self._closed = False
+        self._twin: Twin | None = None
         self._replies: dict[int, Reply | ErrorReply] = {}
 
     @property
@@ -69,9 +73,14 @@ class Link:
         """Sends VERSION; the server's answer. To be called once, first."""
         message_id, data = self._connection.version_command()
         [reply] = self._transact([(message_id, data, ())], "VERSION")
-        close_all(reply.fds)
         if not isinstance(reply.body, Version):
+            close_all(reply.fds)
             raise RemoteProtocolError(f"the server answered VERSION with {type(reply.body).__name__}")
+        if not self._connection.offer.twin_socket.supported:
+            close_all(reply.fds)
+        elif (end := twin_of(reply.body, reply.fds)) is not None:
+            self._twin = Twin(end, self._connection.twin(), self._answer, self.timeout)
+            self._transport.serve_beside(self._twin.fd, self._serve_twin)
         return reply.body
 
     def command(self, body: Message, fds: Sequence[int] = ()) -> Message:
@@ -136,6 +145,8 @@ class Link:
                 close_all(reply.fds)
             self._replies.clear()
             self._transport.close()
+            if self._twin is not None:
+                self._twin.close()
 
     def _transact(self, messages: Sequence[tuple[int, bytes, Sequence[int]]], name: str) -> list[Reply]:
         """Sends messages (id, bytes, descriptors) and waits for the reply of each."""
@@ -157,7 +168,7 @@ class Link:
             if isinstance(refusal, ErrorReply):
                 for reply in answers:
                     close_all(reply.fds)
-                reason = os.strerror(refusal.errno) if refusal.errno else "no reason given"
+                reason = _reason(refusal.errno)
                 raise RemoteError(f"the server refuses {name}: {reason}", command=name, errno=refusal.errno)
         return replies
 
@@ -165,8 +176,13 @@ class Link:
         events: Iterator[Event] = iter(())
         try:
             events = iter(self._connection.feed(*self._transport.receive(timeout)))
+            began = time.monotonic()
             for event in events:
                 self._handle(event)
+                # Commands of the server come by the thousand at once, and to answer each may take its time.
+                if self.timeout is not None and time.monotonic() - began > self.timeout:
+                    self.close()
+                    raise PeerTimeout(f"answering the server's own commands took over {self.timeout:g} s")
         except ConnectionLost:
             self.close()
             self._connection.eof()
@@ -181,10 +197,13 @@ class Link:
     def _handle(self, event: Event) -> None:
         match event:
             case Reply() | ErrorReply():
+                if isinstance(event, ErrorReply) or not RULES[event.command].reply_fds:
+                    close_all(event.fds)
+                    event.fds = ()
                 self._replies[event.message_id] = event
             case Request():
                 close_all(event.fds)
-                self._answer(event)
+                self._send(self._answer(self._connection, event))
             case Malformed():
                 close_all(event.fds)
                 self._send(self._connection.refuse(event, event.error.errno))
@@ -194,23 +213,32 @@ class Link:
                     self._send(event.answer)
                 raise event.error
 
-    def _answer(self, request: Request) -> None:
-        """Serves DMA_READ and DMA_WRITE out of our memory."""
+    def _serve_twin(self) -> None:
+        assert self._twin is not None
+        try:
+            goes_on = self._twin.serve()
+        except OutboardError:
+            self.close()
+            raise
+        if not goes_on:
+            # The server asks no more; if it has gone, its other socket says so.
+            self._transport.serve_beside(-1, self._serve_twin)
+            self._twin.close()
+            self._twin = None
+
+    def _answer(self, connection: ClientConnection, request: Request) -> bytes:
+        """The answer to DMA_READ and DMA_WRITE, out of our memory."""
         body = request.body
         try:
             if isinstance(body, DmaRead):
                 source = self.memory.slice(body.address, body.count, write=False)
-                answer = self._connection.reply(
-                    request, DmaReadReply(body.address, body.count, bytes(source))
-                )
-            elif isinstance(body, DmaWrite):
+                return connection.reply(request, DmaReadReply(body.address, body.count, bytes(source)))
+            if isinstance(body, DmaWrite):
                 self.memory.slice(body.address, body.count, write=True)[:] = body.data
-                answer = self._connection.reply(request, DmaWriteReply(body.address, body.count))
-            else:
-                answer = self._connection.refuse(request, errno.ENOSYS)
+                return connection.reply(request, DmaWriteReply(body.address, body.count))
+            return connection.refuse(request, errno.ENOSYS)
         except OutboardError as error:
-            answer = self._connection.refuse(request, error.errno)
-        self._send(answer)
+            return connection.refuse(request, error.errno)
 
     def _send(self, data: bytes, fds: Sequence[int] = ()) -> None:
         if not data:
@@ -224,3 +252,10 @@ class Link:
     def _check_open(self) -> None:
         if self._closed:
             raise ConnectionLost("the connection to the server is closed; connect again")
+
+
+def _reason(number: int) -> str:
+    """What a server's errno says; it may be any 32 bits."""
+    if not number:
+        return "no reason given"
+    return os.strerror(number) if number <= MAX_ERRNO else f"errno {number:#x}, which means nothing"

@@ -7,7 +7,7 @@ RemoteProtocolError with the reason. Facts as of QEMU 10.1 to 11.1.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from outboard.client.client import COMMAND, CONFIG_REGION, MAX_IRQS, MAX_REGIONS, Client
@@ -82,6 +82,10 @@ class StrictTransport:
     def wait(self, fd: int, timeout: float) -> bool:
         """Waits for `fd` or for the server."""
         return self._inner.wait(fd, timeout)
+
+    def serve_beside(self, fd: int, serve: Callable[[], None]) -> None:
+        """Calls `serve` whenever `fd` is readable while we wait."""
+        self._inner.serve_beside(fd, serve)
 
     def close(self) -> None:
         """Ends the connection."""

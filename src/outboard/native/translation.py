@@ -5,12 +5,15 @@ compiled code searches. It changes only while no compiled code runs that uses it
 
 Each reader has a header of its own, in which it keeps the range it hit last: pollers that shared one
 would take its cache line from each other at every command.
+
+While the client logs what its device writes (DMA logging), a range has a map of one byte a page: whoever
+looks an address up to write there marks its pages. A byte, so that pollers need no atomic instruction.
 """
 
 from bisect import bisect_left
 
 from outboard.native.jit import jitable
-from outboard.native.memory import load64, store64
+from outboard.native.memory import fill, load64, store64
 from outboard.native.words import WORD, Block
 
 READ, WRITE = 1, 2
@@ -23,8 +26,11 @@ NOTHING = 64
 """Behind the header: an entry that no address is in."""
 
 HEADER = 128
-BASE, SIZE, HOST, RIGHTS, ENTRY = 0, 8, 16, 24, 32
-"""A range: its IOVA, its bytes, its address here, `READ` and `WRITE`."""
+BASE, SIZE, HOST, RIGHTS, DIRTY, ENTRY = 0, 8, 16, 24, 32, 40
+"""A range: its IOVA, its bytes, its address here, `READ` and `WRITE`, the map of its dirty pages (or 0)."""
+
+PAGE_SHIFT = 12
+"""What a byte of a map of dirty pages stands for: 4096 bytes."""
 
 LARGEST = (1 << 63) - 1
 """Addresses are signed in compiled code: ranges beyond are not for it."""
@@ -34,7 +40,8 @@ LARGEST = (1 << 63) - 1
 def translate(table: int, iova: int, size: int, rights: int) -> int:
     """The address of ``size`` bytes at ``iova``, or 0 if they are not all in one range with ``rights``.
 
-    ``table`` is `Translation.address`, or what `Translation.reader` gave. ``size`` is not negative.
+    ``table`` is `Translation.address`, or what `Translation.reader` gave. ``size`` is not negative. With
+    `WRITE` the pages count as written from now on.
     """
     at = load64(table + LAST)
     base = load64(at + BASE)
@@ -57,6 +64,11 @@ def translate(table: int, iova: int, size: int, rights: int) -> int:
         store64(table + LAST, at)
     if load64(at + RIGHTS) & rights != rights:
         return 0
+    if rights & WRITE != 0:
+        dirty = load64(at + DIRTY)
+        if dirty != 0:
+            first = iova >> PAGE_SHIFT
+            fill(dirty + first - (base >> PAGE_SHIFT), 1, ((iova + size - 1) >> PAGE_SHIFT) - first + 1)
     return load64(at + HOST) + iova - base
 
 
@@ -105,8 +117,11 @@ class Translation:
     def __len__(self) -> int:
         return len(self._starts)
 
-    def add(self, iova: int, size: int, *, host: int, rights: int) -> None:
-        """Add a range that overlaps no other. Ranges that end beyond `LARGEST` are left out."""
+    def add(self, iova: int, size: int, *, host: int, rights: int, dirty: int = 0) -> None:
+        """Add a range that overlaps no other. Ranges that end beyond `LARGEST` are left out.
+
+        ``dirty`` is the address of the map of its dirty pages, 0 for none.
+        """
         if iova + size > LARGEST:
             return
         if (len(self._starts) + 1) * ENTRY > self._block.size:
@@ -118,7 +133,7 @@ class Translation:
         end = len(self._starts) * ENTRY // WORD
         step = ENTRY // WORD
         words[first + step : end + step] = words[first:end]
-        for number, value in enumerate((iova, size, host, rights)):
+        for number, value in enumerate((iova, size, host, rights, dirty)):
             words[first + number] = value
         self._starts.insert(at, iova)
         self._switch()
@@ -133,6 +148,12 @@ class Translation:
         words[at * step : end - step] = words[(at + 1) * step : end]
         del self._starts[at]
         self._switch()
+
+    def log(self, iova: int, dirty: int) -> None:
+        """Mark what is written in the range that begins at ``iova`` in another map, or (0) in none."""
+        at = bisect_left(self._starts, iova)
+        if at < len(self._starts) and self._starts[at] == iova:
+            self._block.words[(at * ENTRY + DIRTY) // WORD] = dirty
 
     def clear(self) -> None:
         """Remove every range."""

@@ -12,8 +12,9 @@ from mmap import mmap as MemoryMap
 from typing import Any, Protocol, TypeVar
 
 from outboard.pci.config_space import check_range
+from outboard.pci.doorbells import Doorbell
 from outboard.pci.fields import Field, check
-from outboard.pci.registers import Access, Register, RegisterArray, RegisterField
+from outboard.pci.registers import Access, Cell, Register, RegisterArray, RegisterField
 
 PAGE = 4096
 
@@ -120,6 +121,36 @@ class Bar(Field["BarSpace"]):
             stride=stride,
         )
 
+    def doorbell(
+        self,
+        offset: int,
+        *,
+        size: int = 4,
+        count: int = 1,
+        stride: int = 0,
+        matches: Sequence[int] = (),
+        shadow: bool = False,
+        shared: bool = False,
+        doc: str = "",
+    ) -> Doorbell:
+        """``count`` doorbells, each ``stride`` bytes (default: ``size``) after the one before.
+
+        A client that asks may ring them by eventfd. The value that is written is then lost, unless
+        ``shadow=True`` has it stored in shared memory before, or it is one of ``matches``, each with an
+        eventfd of its own. ``shared=True``: one eventfd for all, when clients take few descriptors.
+        """
+        return Doorbell(
+            self,
+            offset,
+            size=size,
+            count=count,
+            stride=stride,
+            matches=matches,
+            shadow=shadow,
+            shared=shared,
+            doc=doc,
+        )
+
     def ram(self, offset: int, *, size: int, doc: str = "") -> "Ram":
         """``size`` bytes of plain memory at ``offset``, between the registers of a BAR."""
         return Ram(self, offset, size, doc)
@@ -215,7 +246,7 @@ class BarSpace:
 
     ``memory`` holds its bytes, up to the last that a register or plain memory needs: a bytearray, or
     shared memory (an ``mmap``) of the whole BAR if the guest may map any of it; ``fd`` is then the
-    descriptor behind it, and lives as long as the device does.
+    descriptor behind it, and lives as long as the device does. ``doorbells`` are those in it, by name.
     """
 
     def __init__(
@@ -224,6 +255,7 @@ class BarSpace:
         holder: object,
         registers: Iterable[tuple[RegisterField[Any], int]],
         rams: Iterable[Ram],
+        doorbells: Iterable[Doorbell],
         windows: Iterable[Window],
         unclaimed: Unclaimed,
     ) -> None:
@@ -233,7 +265,9 @@ class BarSpace:
         cells = [cell for register, reset in registers for cell in register.cells(self, reset)]
         self._cells = {cell.start: cell for cell in cells}
         ends = {ram.offset: ram.offset + ram.size for ram in rams}
-        plain = not (cells or ends or bar.read_handler or bar.write_handler)
+        self.doorbells = {doorbell.name: doorbell.bind(holder) for doorbell in doorbells}
+        places = [place for bells in self.doorbells.values() for place in bells.windows()]
+        plain = not (cells or ends or places or bar.read_handler or bar.write_handler)
         self.fd: int | None = None
         self.memory: bytearray | MemoryMap
         if bar.mappable:
@@ -247,7 +281,7 @@ class BarSpace:
             self.memory = bytearray(bar.size if plain else used)
         memories = [_Memory(start, end, self.memory) for start, end in ends.items()]
         elsewhere = ((0, bar.size),) if plain else bar.mappable
-        self._windows = self._fill([*cells, *memories, *windows], elsewhere)
+        self._windows = self._fill([*cells, *memories, *places, *windows], elsewhere)
         self._starts = [window.start for window in self._windows]
         self.reset()
 
@@ -264,10 +298,22 @@ class BarSpace:
             if cell.plain
         }
 
+    @property
+    def cells(self) -> Sequence[Cell]:
+        """The registers, one by one."""
+        return tuple(self._cells.values())
+
+    @property
+    def plain_memory(self) -> Sequence[tuple[int, int]]:
+        """The (start, end) of what is plain memory."""
+        return [(window.start, window.end) for window in self._windows if isinstance(window, _Memory)]
+
     def reset(self) -> None:
-        """Every register back to its reset value; plain memory keeps its content."""
+        """Every register back to its reset value, doorbells to 0; plain memory keeps its content."""
         for cell in self._cells.values():
             cell.reset()
+        for bells in self.doorbells.values():
+            bells.reset()
 
     def read(self, offset: int, count: int) -> bytes:
         """A guest's read of any size and alignment; `RequestRefused` if it does not lie in the BAR."""

@@ -243,6 +243,18 @@ class MsixVectors(Vectors):
         super().reset()
         self.table.reset()
 
+    def save(self) -> dict[str, Any]:
+        """The pending bits, and the table in hexadecimal digits."""
+        return {**super().save(), "table": self.table.load(self.table.start, 16 * len(self)).hex()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Back to what `save` gave. Raises ValueError, KeyError."""
+        table = bytes.fromhex(state["table"])
+        if len(table) != 16 * len(self):
+            raise ValueError(f"an MSI-X table of {len(table)} bytes for {len(self)} vectors")
+        self.table.store(self.table.start, table)
+        super().restore(state)
+
 
 class MsixTable:
     """The MSI-X table: 16 bytes a vector: address, data, and a mask bit.

@@ -8,7 +8,7 @@ runs the hooks that watch the bytes it touched.
 from collections.abc import Callable
 from enum import IntFlag
 
-from outboard.errors import RequestRefused
+from outboard.errors import RequestRefused, StateError
 
 VENDOR_ID = 0x00
 COMMAND = 0x04
@@ -109,6 +109,29 @@ class ConfigSpace:
     def reset(self) -> None:
         """Everything back to its reset value; then every hook runs."""
         self._bytes[:] = self._initial
+        for _, _, hook in self._hooks:
+            hook()
+
+    def save(self) -> bytes:
+        """All bytes, as they are."""
+        return bytes(self._bytes)
+
+    def restore(self, image: bytes) -> None:
+        """Back to what `save` gave; then every hook runs.
+
+        Raises StateError if the size, the ids or the class are not this device's.
+        """
+        if len(image) != self.size:
+            raise StateError(
+                f"a configuration space of {len(image)} bytes was saved, here it has {self.size}"
+            )
+        for offset in (*range(VENDOR_ID, COMMAND), *range(REVISION_ID, CACHE_LINE_SIZE)):
+            if image[offset] != self._initial[offset]:
+                raise StateError(
+                    f"byte {offset:#x} of the saved configuration space is {image[offset]:#x}, here it is"
+                    f" {self._initial[offset]:#x}: it is another device's"
+                )
+        self._bytes[:] = image
         for _, _, hook in self._hooks:
             hook()
 

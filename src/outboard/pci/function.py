@@ -30,11 +30,12 @@ from outboard.pci.config_space import (
     bar_register,
     rom_register,
 )
+from outboard.pci.doorbells import Doorbell
 from outboard.pci.fields import Field, check
 from outboard.pci.interrupts import Intx
 from outboard.pci.registers import BitField, RegisterField
 
-Content = RegisterField[Any] | Ram
+Content = RegisterField[Any] | Ram | Doorbell
 """What a BAR can hold."""
 
 
@@ -180,7 +181,7 @@ class Function:
     def _group(self, fields: list[Field[Any]]) -> dict[int, list[Content]]:
         by_name = {bar.name: index for index, bar in self.bars.items()}
         groups: dict[int, list[Content]] = {index: [] for index in self.bars}
-        contents = [field for field in fields if isinstance(field, RegisterField | Ram)]
+        contents = [field for field in fields if isinstance(field, RegisterField | Ram | Doorbell)]
         for content in contents:
             check(
                 content.bar.name in by_name,
@@ -218,6 +219,8 @@ class Function:
         for content in contents:
             if isinstance(content, RegisterField):
                 self._check_mappable(bar, content)
+            elif isinstance(content, Doorbell):
+                self._check_trapped(bar, content)
 
     def _check_mappable(self, bar: Bar, register: RegisterField[Any]) -> None:
         """Where the guest writes memory directly, no handler runs and no access kind holds."""
@@ -232,6 +235,16 @@ class Function:
             not (register.write_handler and bar.whole),
             f"{where}: {register.write_handler} would not run; list the areas with mmap=[(offset, size)]",
         )
+
+    def _check_trapped(self, bar: Bar, doorbell: Doorbell) -> None:
+        """Where the guest writes memory directly, nothing rings."""
+        first, end = doorbell.starts[0], doorbell.starts[-1] + doorbell.size
+        for start, size in bar.mappable:
+            check(
+                end <= start or start + size <= first,
+                f"{self.owner}.{doorbell.name} at {first:#x} lies where the guest may map BAR{bar.index}:"
+                f" a write there signals nothing; leave it out of the area at {start:#x}",
+            )
 
     def _place(self, capabilities: list[Capability[Any]]) -> list[tuple[int, Capability[Any]]]:
         placed = []

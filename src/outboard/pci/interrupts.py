@@ -7,16 +7,14 @@ to `Interrupts.set_irqs` belongs to it from then on, and is closed exactly once.
 """
 
 import os
-import select
-import stat
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from enum import IntFlag
-from fcntl import F_GETFL, fcntl
-from typing import Protocol, overload
+from typing import Any, Protocol, overload
 
-from outboard.errors import RequestRefused
+from outboard.errors import RequestRefused, StateError
 from outboard.pci.config_space import COMMAND, INTERRUPT_PIN, STATUS, Command, ConfigSpace, Status
+from outboard.pci.eventfd import EventFd
 from outboard.pci.fields import Field, check
 
 INTX, MSI, MSIX, ERROR, REQUEST = range(5)
@@ -65,56 +63,6 @@ class Watcher(Protocol):
 
     def unwatch(self, fd: int, /) -> None:
         """Stop watching ``fd``."""
-
-
-class EventFd:
-    """A client's eventfd, ours to close. Writing to it never blocks and never raises."""
-
-    __slots__ = ("_poll", "fd")
-
-    def __init__(self, fd: int) -> None:
-        """Take over ``fd``; `RequestRefused` (and ``fd`` stays the caller's) if it cannot be an eventfd."""
-        try:
-            kind = stat.S_IFMT(os.fstat(fd).st_mode)
-            blocking = not fcntl(fd, F_GETFL) & os.O_NONBLOCK
-        except OSError as error:
-            raise RequestRefused(f"descriptor {fd} cannot be used: {error.strerror}") from error
-        # An eventfd has no file type. Writing to anything that has one (a pipe, a FUSE file) could block.
-        if kind:
-            raise RequestRefused(f"descriptor {fd} is not an eventfd (file type {kind:#o})")
-        self.fd = fd
-        self._poll: select.poll | None = None
-        if blocking:
-            # O_NONBLOCK would change the client's own descriptor: some clients wait in a blocking read.
-            self._poll = select.poll()
-            self._poll.register(fd, select.POLLOUT)
-
-    @property
-    def blocks(self) -> bool:
-        """Whether a plain write to it may block: the client made it so."""
-        return self._poll is not None
-
-    def signal(self) -> None:
-        """Add 1, unless the counter is full: then the client has enough to read already."""
-        with suppress(OSError):
-            if self._poll is None or self._poll.poll(0):
-                os.eventfd_write(self.fd, 1)
-
-    def drain(self) -> None:
-        """Take what the client has written, if anything is there."""
-        with suppress(OSError):
-            os.preadv(self.fd, [bytearray(8)], -1, os.RWF_NOWAIT)
-
-    def close(self) -> None:
-        """Close the descriptor; again is harmless."""
-        fd, self.fd = self.fd, -1
-        if fd >= 0:
-            with suppress(OSError):
-                os.close(fd)
-
-    def __del__(self) -> None:
-        if getattr(self, "fd", -1) >= 0:
-            self.close()
 
 
 class Vector:
@@ -243,6 +191,17 @@ class Vectors(Sequence[Vector]):
         """The device is reset: nothing is pending; descriptors stay."""
         self._set_pending(0)
 
+    def save(self) -> dict[str, Any]:
+        """What the device itself remembers of them; descriptors and masks of the client are not in it."""
+        return {"pending": self._pending}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Back to what `save` gave, with the guest's masks there already. Raises ValueError, KeyError."""
+        pending = int(state["pending"])
+        if not 0 <= pending < 1 << len(self._vectors):
+            raise ValueError(f"pending bits {pending:#x} of {len(self._vectors)} vectors")
+        self._set_pending(pending)
+
     def attach(self, watcher: Watcher) -> None:
         """Vectors watch nothing."""
 
@@ -338,6 +297,15 @@ class IntxLine:
     def reset(self) -> None:
         """The device is reset: the line goes down; descriptors and the client's mask stay."""
         self._set_level(False)
+
+    def save(self) -> dict[str, Any]:
+        """The level of the line."""
+        return {"asserted": self.asserted}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Back to what `save` gave; a line that is up is heard at once. Raises KeyError."""
+        self._set_level(bool(state["asserted"]))
+        self._deliver()
 
     def attach(self, watcher: Watcher) -> None:
         """From now on the client's unmask descriptor is watched by ``watcher``."""
@@ -449,6 +417,21 @@ class Interrupts:
         """The client is gone: every descriptor is closed; the device's own state stays."""
         for index in self._indexes:
             index.disable()
+
+    def save(self) -> dict[str, Any]:
+        """What the device remembers, by the index's name; indexes without vectors are left out."""
+        return {
+            name: index.save() for name, index in zip(INDEX_NAMES, self._indexes, strict=True) if len(index)
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Back to what `save` gave. Raises StateError."""
+        try:
+            for name, index in zip(INDEX_NAMES, self._indexes, strict=True):
+                if len(index):
+                    index.restore(state[name])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise StateError(f"the saved interrupts are not this device's: {error!r}") from error
 
     def reset(self) -> None:
         """The device is reset: lines go down, nothing is pending, descriptors stay."""

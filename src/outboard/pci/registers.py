@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mmap import mmap
 
     from outboard.pci.bar import Bar
+    from outboard.pci.doorbells import Doorbell
 
 Access = Literal["rw", "ro", "wo", "w1c", "w1s", "rc"]
 """What the guest may do: read and write; only read; only write (reads as 0); clear or set bits by writing
@@ -238,6 +239,15 @@ class Cell:
         self.plain = not register.read_handler and register.access not in ("wo", "rc")
         self.direct = register.access in ("rw", "wo") and register.mask == register.ones
 
+    @property
+    def value(self) -> int:
+        """What is stored, whatever a guest would read."""
+        return int.from_bytes(self.space.memory[self.start : self.end], "little")
+
+    @value.setter
+    def value(self, value: int) -> None:
+        self._put(value)
+
     def reset(self) -> None:
         """Back to the reset value."""
         self._put(self.reset_value)
@@ -267,7 +277,7 @@ class Cell:
         access = register.access
         if access in ("ro", "rc"):
             return
-        old = int.from_bytes(self.space.memory[self.start : self.end], "little")
+        old = self.value
         shift = 8 * (offset - self.start)
         written = int.from_bytes(data, "little") << shift
         if access == "w1c":
@@ -291,7 +301,7 @@ class Cell:
         return result
 
 
-def check_handlers(owner: type, registers: Sequence[RegisterField[Any]]) -> None:
+def check_handlers(owner: type, registers: "Sequence[RegisterField[Any] | Doorbell]") -> None:
     """Every handler must still be a method of the class, under a name of its own; else `DefinitionError`."""
     functions: dict[str, Callable[..., Any]] = {}
     for register in registers:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from errno import EINVAL, EIO
 from struct import Struct
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from outboard.errors import LocalProtocolError, RemoteProtocolError
 from outboard.protocol.capabilities import CLIENT_DEFAULTS, SERVER_DEFAULTS, Capabilities
@@ -127,6 +127,15 @@ class Connection:
     def transfer_limit(self) -> int:
         """The most bytes of data one of our commands may move: both ends' limits hold."""
         return min(self.offer.max_data_xfer_size, self.peer.max_data_xfer_size)
+
+    def twin(self) -> Self:
+        """The same end of the twin socket: open, with what VERSION has agreed here.
+
+        The server's commands and their replies go there; what else comes there is refused.
+        """
+        twin = type(self)(self.offer)
+        twin.peer, twin.state = self.peer, self.state
+        return twin
 
     def feed(self, data: bytes, fds: Sequence[int] = ()) -> list[Event]:
         """Takes what one recvmsg gave; returns what is complete, in order. After a Fatal: nothing."""

@@ -1,11 +1,11 @@
 """The payloads about features and migration, and DIRTY_PAGES of older drafts.
 
 vfio-user specification, "VFIO_USER_DEVICE_FEATURE", "VFIO_USER_MIG_DATA_READ" and "..._WRITE". What a
-feature's data means is for the session to say.
+feature's data means is for both ends to say; its layout is here.
 """
 
 from dataclasses import dataclass
-from enum import IntFlag
+from enum import IntEnum, IntFlag
 from struct import Struct
 from typing import Self
 
@@ -13,6 +13,53 @@ from outboard.errors import RemoteProtocolError
 from outboard.protocol.wire import Buffer, Message, pack, unpack_argsz, wrong_length
 
 PREFIX = Struct("=II")
+
+
+class Feature(IntEnum):
+    """The features that DEVICE_FEATURE knows, as VFIO numbers them."""
+
+    MIGRATION = 1
+    MIG_DEVICE_STATE = 2
+    DMA_LOGGING_START = 6
+    DMA_LOGGING_STOP = 7
+    DMA_LOGGING_REPORT = 8
+
+
+class MigrationFlag(IntFlag):
+    """What the feature MIGRATION says a device can do."""
+
+    STOP_COPY = 1 << 0
+    P2P = 1 << 1
+    PRE_COPY = 1 << 2
+
+
+class MigrationState(IntEnum):
+    """The states of a device that migrates, as VFIO numbers them."""
+
+    ERROR = 0
+    STOP = 1
+    RUNNING = 2
+    STOP_COPY = 3
+    RESUMING = 4
+    RUNNING_P2P = 5
+    PRE_COPY = 6
+    PRE_COPY_P2P = 7
+
+
+FLAGS = Struct("=Q")
+"""The data of MIGRATION: `MigrationFlag` bits."""
+
+DEVICE_STATE = Struct("=Ii")
+"""The data of MIG_DEVICE_STATE: a `MigrationState`, and a descriptor that vfio-user has no use for (-1)."""
+
+LOGGING_START = Struct("=QII")
+"""The data of DMA_LOGGING_START: page size in bytes, how many ranges follow, and nothing."""
+
+LOGGED_RANGE = Struct("=QQ")
+"""A range of DMA_LOGGING_START: IOVA and bytes."""
+
+LOGGING_REPORT = Struct("=QQQ")
+"""The data of DMA_LOGGING_REPORT: IOVA, bytes, page size; the reply goes on with the bitmap."""
 
 
 class FeatureFlag(IntFlag):
@@ -96,17 +143,21 @@ def _data(data: Buffer, name: str) -> tuple[int, int, bytes]:
 
 @dataclass(slots=True)
 class MigDataReadReply(Message):
-    """The reply to MIG_DATA_READ: ``size`` bytes of ``data``; fewer than asked for at the end."""
+    """The reply to MIG_DATA_READ: ``size`` bytes of ``data``; fewer than asked for at the end.
+
+    ``padding`` bytes of nothing may follow, as with libvfio-user.
+    """
 
     argsz: int
     size: int
     data: bytes
+    padding: int = 0
 
     def encode(self) -> bytes:
         """The 8 bytes of the fields, then the data."""
         if len(self.data) != self.size:
             raise wrong_length(self.size, self.data, "the reply to MIG_DATA_READ")
-        return pack(PREFIX, self.argsz, self.size) + self.data
+        return pack(PREFIX, self.argsz, self.size) + self.data + bytes(self.padding)
 
     @classmethod
     def decode(cls, data: Buffer) -> Self:

@@ -5,7 +5,7 @@ vfio-user specification, "VFIO_USER_DEVICE_GET_REGION_INFO" to "VFIO_USER_REGION
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from enum import IntFlag
+from enum import Enum, IntEnum, IntFlag
 from struct import Struct
 from typing import ClassVar, Self
 
@@ -130,11 +130,43 @@ class RegionInfo(Message):
         return tuple(Area(*fields) for fields in Area.LAYOUT.iter_unpack(data[start:end]))
 
 
+class IoFdsLayout(Enum):
+    """How a sub-region of `RegionIoFds` lies on the wire; the value is its size in bytes.
+
+    libvfio-user has eight bytes more, for the shadow: where in shared memory a write lands.
+    """
+
+    SPEC = 40
+    LIBVFIO_USER = 48
+
+
+class IoFdType(IntEnum):
+    """Values of `IoSubRegion.type`; the last is libvfio-user's own."""
+
+    IOEVENTFD = 0
+    IOREGIONFD = 1
+    SHADOW_IOEVENTFD = 2
+
+
+class IoFdFlag(IntFlag):
+    """Bits of `IoSubRegion.flags`, as KVM_IOEVENTFD numbers them."""
+
+    DATAMATCH = 1 << 0
+    PIO = 1 << 1
+
+
 @dataclass(slots=True, frozen=True)
 class IoSubRegion:
-    """A part of a region served by a descriptor: an ioeventfd (type 0) or an ioregionfd (type 1)."""
+    """A part of a region served by a descriptor: see `IoFdType`.
 
-    LAYOUT: ClassVar[Struct] = Struct("=QQIIIIQ")
+    ``fd_index`` and ``shadow_fd_index`` are places among the reply's descriptors. The two fields of the
+    shadow are on the wire in libvfio-user's layout only.
+    """
+
+    LAYOUTS: ClassVar[dict[IoFdsLayout, Struct]] = {
+        IoFdsLayout.SPEC: Struct("=QQIII4xQ"),
+        IoFdsLayout.LIBVFIO_USER: Struct("=QQIIIIQQ"),
+    }
 
     offset: int
     size: int
@@ -142,33 +174,50 @@ class IoSubRegion:
     type: int
     flags: int
     datamatch: int
+    shadow_fd_index: int = 0
+    shadow_offset: int = 0
+
+    def encode(self, layout: IoFdsLayout) -> bytes:
+        """The 40 or 48 bytes."""
+        shadow = () if layout is IoFdsLayout.SPEC else (self.shadow_fd_index, self.shadow_offset)
+        return pack(
+            self.LAYOUTS[layout],
+            self.offset,
+            self.size,
+            self.fd_index,
+            self.type,
+            self.flags,
+            *shadow,
+            self.datamatch,
+        )
+
+    @classmethod
+    def decode_all(cls, data: Buffer, layout: IoFdsLayout) -> Iterator[Self]:
+        """The sub-regions that make up `data`."""
+        for offset, size, fd_index, kind, flags, *shadow, match in cls.LAYOUTS[layout].iter_unpack(data):
+            yield cls(offset, size, fd_index, kind, flags, match, *shadow)
 
 
 @dataclass(slots=True)
 class RegionIoFds(Message):
     """DEVICE_GET_REGION_IO_FDS, request (flags and count 0) and reply.
 
-    libvfio-user's sub-regions have 48 bytes where the specification has 40; both are read.
+    ``count`` may be more than there are sub-regions: then argsz says what room they need.
     """
 
     LAYOUT: ClassVar[Struct] = Struct("=IIII")
-    HEAD: ClassVar[Struct] = Struct("=QQIII")
-    SIZES: ClassVar[tuple[int, ...]] = (40, 48)
 
     argsz: int
     flags: int
     index: int
     count: int
     sub_regions: tuple[IoSubRegion, ...] = ()
+    layout: IoFdsLayout = IoFdsLayout.SPEC
 
     def encode(self) -> bytes:
-        """The 16 bytes of the fields, then 40 bytes a sub-region."""
+        """The 16 bytes of the fields, then 40 or 48 bytes a sub-region."""
         fields = pack(self.LAYOUT, self.argsz, self.flags, self.index, self.count)
-        subs = (
-            pack(IoSubRegion.LAYOUT, s.offset, s.size, s.fd_index, s.type, s.flags, 0, s.datamatch)
-            for s in self.sub_regions
-        )
-        return fields + b"".join(subs)
+        return fields + b"".join(sub.encode(self.layout) for sub in self.sub_regions)
 
     @classmethod
     def decode(cls, data: Buffer) -> Self:
@@ -177,18 +226,11 @@ class RegionIoFds(Message):
         subs = data[cls.LAYOUT.size : argsz]
         if not subs or not count or len(data) < argsz:
             return cls(argsz, flags, index, count)
-        size = len(subs) // count
-        if size not in cls.SIZES or size * count != len(subs):
+        sizes = {count * layout.value: layout for layout in IoFdsLayout}
+        if len(subs) not in sizes:
             raise RemoteProtocolError(f"{len(subs)} bytes do not hold {count} sub-regions of 40 or 48 bytes")
-        return cls(argsz, flags, index, count, tuple(cls._sub_regions(subs, size)))
-
-    @classmethod
-    def _sub_regions(cls, data: Buffer, size: int) -> Iterator[IoSubRegion]:
-        datamatch = Struct("=Q")
-        for at in range(0, len(data), size):
-            (match,) = datamatch.unpack_from(data, at + size - datamatch.size)
-            offset, length, fd_index, kind, flags = cls.HEAD.unpack_from(data, at)
-            yield IoSubRegion(offset, length, fd_index, kind, flags, match)
+        layout = sizes[len(subs)]
+        return cls(argsz, flags, index, count, tuple(IoSubRegion.decode_all(subs, layout)), layout)
 
 
 ACCESS = Struct("=QII")

@@ -4,6 +4,9 @@
 * `session`: one client's conversation, without a socket
 * `requests`: what each command asks of the device
 * `remote_dma`: guest memory reached by messages
+* `twin`: the second socket, for these messages alone
+* `profiles`: what clients do differently, and how they are told apart
+* `full_replies`: answers to a client that does not look at errors
 """
 
 from outboard.server.server import Server, serve, serve_all

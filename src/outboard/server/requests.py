@@ -9,15 +9,16 @@ import errno
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 from outboard.device import DeviceContract, Region
-from outboard.dma import Mapping
+from outboard.dma import MAX_MAPS, Mapping
 from outboard.errors import OutboardError, RequestRefused
 from outboard.pci.interrupts import IrqAction, IrqData
 from outboard.protocol import Command, Message, Request
 from outboard.protocol.messages import (
     Area,
+    Bitmap,
     DeviceFlag,
     DeviceInfo,
     DeviceReset,
@@ -26,6 +27,7 @@ from outboard.protocol.messages import (
     DmaUnmap,
     DmaUnmapFlag,
     Empty,
+    IoFdsLayout,
     IrqFlag,
     IrqInfo,
     RegionFlag,
@@ -40,10 +42,11 @@ from outboard.protocol.messages import (
     SetIrqs,
     SetIrqsFlag,
 )
+from outboard.server.features import Features
+from outboard.server.io_fds import region_io_fds
+from outboard.server.profiles import SPEC, Profile
 
 log = logging.getLogger(__name__)
-
-OnError = Literal["error", "ones"]
 
 INFO_SIZE = 16
 MAX_TRANSFER = 1 << 20
@@ -54,24 +57,27 @@ DATA_KINDS = SetIrqsFlag.DATA_NONE | SetIrqsFlag.DATA_BOOL | SetIrqsFlag.DATA_EV
 ACTIONS = SetIrqsFlag.MASK | SetIrqsFlag.UNMASK | SetIrqsFlag.TRIGGER
 # Plain integers: on Python 3.11 the complement of a flag has only the bits its class names.
 SET_IRQS_FLAGS = int(DATA_KINDS | ACTIONS)
-DMA_MAP_FLAGS = int(DmaMapFlag.READ | DmaMapFlag.WRITE)
-DMA_UNMAP_FLAGS = int(DmaUnmapFlag.ALL)
+DMA_ACCESS_MODES = int(DmaMapFlag.MMAP | DmaMapFlag.FILE_IO)
+DMA_MAP_FLAGS = int(DmaMapFlag.READ | DmaMapFlag.WRITE) | DMA_ACCESS_MODES
+DMA_UNMAP_FLAGS = int(DmaUnmapFlag.ALL | DmaUnmapFlag.DIRTY_BITMAP)
 
 
 class Requests:
     """The commands of vfio-user, asked of `device`.
 
     ``table`` maps a command to its method. ``reply_fds`` are the descriptors that go with the reply of the
-    latest method called: a region's, which stay the device's own. ``client_takes_fds`` is what the client
-    said in VERSION. ``sizes`` are those of the regions, in bytes; ``read`` is how a region is read.
+    latest method called: the device's own. ``sizes`` are those of the regions, in bytes; ``read`` is how a
+    region is read.
     """
 
-    def __init__(self, device: DeviceContract, on_error: OnError = "error") -> None:
+    def __init__(self, device: DeviceContract) -> None:
         self.device = device
-        self.read = device.region_read if on_error == "error" else self._read_or_ones
+        self.read = device.region_read
         self.reply_fds: Sequence[int] = ()
-        self.client_takes_fds = True
+        self._profile = SPEC
+        self._most_fds = 1
         self.sizes = tuple(region.size for region in device.regions)
+        self.features = Features(device)
         self._maps: set[tuple[int, int]] = set()
         self.table: dict[Command, Callable[[Request, Any], Message]] = {
             Command.DMA_MAP: self.dma_map,
@@ -85,7 +91,17 @@ class Requests:
             Command.REGION_WRITE: self.region_write,
             Command.REGION_WRITE_MULTI: self.region_write_multi,
             Command.DEVICE_RESET: self.device_reset,
+            Command.DEVICE_FEATURE: self.features.device_feature,
+            Command.MIG_DATA_READ: self.features.read_data,
+            Command.MIG_DATA_WRITE: self.features.write_data,
         }
+
+    def meet(self, profile: Profile, announced_fds: int) -> None:
+        """The client is known; ``announced_fds`` are the descriptors it said it takes in a message."""
+        self._profile = profile
+        self.features.pads_data = profile.full_migration_data
+        self._most_fds = announced_fds if profile.most_fds is None else profile.most_fds
+        self.read = self.device.region_read if profile.on_error == "error" else self._read_or_ones
 
     def region_read(self, request: Request, body: RegionRead) -> Message:
         """REGION_READ: `count` bytes of a region."""
@@ -124,7 +140,8 @@ class Requests:
         """DEVICE_GET_REGION_INFO, cut to what the client has room for.
 
         QEMU asks with room for the fixed part only and again with the `argsz` it is told; descriptors
-        travel only with the whole answer.
+        travel only with the whole answer. Where a client wants one for each area, those are described that
+        descriptors can be sent for.
         """
         index = body.index
         region = self._region(index)
@@ -138,25 +155,32 @@ class Requests:
         )
         if region.fd is None or not region.flags & RegionFlag.MMAP:
             return info.fitted(body.argsz)
-        if not self.client_takes_fds:
+        if not self._most_fds:
             info.flags &= ~RegionFlag.MMAP
             return info.fitted(body.argsz)
+        areas = tuple(region.areas) or ((0, region.size),)
+        if self._profile.fd_per_area:
+            areas = areas[: self._most_fds]
         # No list of areas means that the whole region may be mapped.
-        if tuple(region.areas) != ((0, region.size),):
-            info.areas = tuple(Area(offset, size) for offset, size in region.areas)
+        if self._profile.fd_per_area or areas != ((0, region.size),):
+            info.areas = tuple(Area(offset, size) for offset, size in areas)
         if body.argsz >= info.needed:
-            self.reply_fds = (region.fd,)
+            self.reply_fds = (region.fd,) * (len(areas) if self._profile.fd_per_area else 1)
         return info.fitted(body.argsz)
 
     def region_io_fds(self, request: Request, body: RegionIoFds) -> Message:
-        """DEVICE_GET_REGION_IO_FDS: no region of ours has any yet."""
+        """DEVICE_GET_REGION_IO_FDS: the device's doorbells, as far as the client takes descriptors."""
         if body.flags or body.count:
             raise RequestRefused(
                 f"flags ({body.flags:#x}) and count ({body.count}) have to be 0 in this request"
             )
         if not self._region(body.index).size:
             raise RequestRefused(f"the device has no region {body.index}")
-        return RegionIoFds(argsz=INFO_SIZE, flags=0, index=body.index, count=0)
+        layout = self._profile.io_fds
+        offered = getattr(self.device, "io_event_fds", None) if self._most_fds else None
+        parts = offered(body.index, layout is IoFdsLayout.LIBVFIO_USER) if offered else ()
+        answer, self.reply_fds = region_io_fds(body, parts, layout, self._most_fds)
+        return answer
 
     def irq_info(self, request: Request, body: IrqInfo) -> Message:
         """DEVICE_GET_IRQ_INFO."""
@@ -191,13 +215,26 @@ class Requests:
         return Empty()
 
     def dma_map(self, request: Request, body: DmaMap) -> Message:
-        """DMA_MAP: a range of guest memory, with a descriptor or without."""
+        """DMA_MAP: a range of guest memory, with a descriptor or without.
+
+        A client may say how its descriptor is to be used: mapped, which is what happens if nothing is said,
+        or by file I/O.
+        """
         if body.flags & ~DMA_MAP_FLAGS:
             raise RequestRefused(
-                f"DMA_MAP flags {int(body.flags):#x}: only readable (1) and writable (2) are known"
+                f"DMA_MAP flags {int(body.flags):#x}: only readable (1), writable (2), and the access modes"
+                " mmap (4) and file I/O (8) are known"
+            )
+        mode = body.flags & DMA_ACCESS_MODES
+        if mode and (mode == DMA_ACCESS_MODES or not request.fds):
+            raise RequestRefused(
+                f"DMA_MAP flags {int(body.flags):#x} with {len(request.fds)} descriptors: one access mode is"
+                " possible, and needs a descriptor"
             )
         if len(request.fds) > 1:
             raise RequestRefused(f"DMA_MAP takes one descriptor, {len(request.fds)} came")
+        if len(self._maps) >= MAX_MAPS and (body.address, body.size) not in self._maps:
+            raise RequestRefused(f"{MAX_MAPS} ranges are mapped already: the most", errno=errno.ENOSPC)
         fds, request.fds = request.fds, ()
         self.device.dma_map(
             Mapping(
@@ -207,6 +244,7 @@ class Requests:
                 writable=bool(body.flags & DmaMapFlag.WRITE),
                 fd=fds[0] if fds else None,
                 offset=body.offset,
+                file_io=bool(mode & DmaMapFlag.FILE_IO),
             )
         )
         self._maps.add((body.address, body.size))
@@ -216,27 +254,39 @@ class Requests:
         """DMA_UNMAP: one range, all that lie in a wider one, or (flag ALL, address and size 0) every one.
 
         The wider one is VFIO's way, which QEMU relies on when it resets a virtual IOMMU: it names the whole
-        address space in a few pieces.
+        address space in a few pieces. Older drafts ask for the dirty pages of what goes, too.
         """
         if body.flags & ~DMA_UNMAP_FLAGS:
-            raise RequestRefused(f"DMA_UNMAP flags {int(body.flags):#x}: only ALL (2) is known")
+            raise RequestRefused(
+                f"DMA_UNMAP flags {int(body.flags):#x}: only DIRTY_BITMAP (1) and ALL (2) are known"
+            )
+        bitmap = None
         if body.flags & DmaUnmapFlag.ALL:
-            if body.address or body.size:
-                raise RequestRefused("DMA_UNMAP of ALL takes neither address nor size")
+            if body.address or body.size or body.bitmap is not None:
+                raise RequestRefused("DMA_UNMAP of ALL takes neither address nor size, and gives no bitmap")
             self._unmap_each(sorted(self._maps))
-        elif (body.address, body.size) in self._maps:
-            self._unmap(body.address, body.size)
         else:
-            self._unmap_each(self._maps_within(body.address, body.address + body.size))
-        return DmaUnmap(argsz=24, flags=body.flags, address=body.address, size=body.size)
+            maps = [(body.address, body.size)]
+            if maps[0] not in self._maps:
+                maps = self._maps_within(body.address, body.address + body.size)
+            if body.bitmap is not None:
+                dirty = self.features.dirty_bitmap(
+                    body.address, body.size, body.bitmap.pgsize, body.bitmap.size
+                )
+                bitmap = Bitmap(body.bitmap.pgsize, len(dirty), dirty)
+            self._unmap_each(maps)
+        room = 0 if bitmap is None else Bitmap.LAYOUT.size + bitmap.size
+        return DmaUnmap(24 + room, body.flags, body.address, body.size, bitmap)
 
     def device_reset(self, request: Request, body: DeviceReset) -> Message:
         """DEVICE_RESET."""
         self.device.reset()
+        self.features.reset()
         return Empty()
 
     def releases(self) -> Iterator[Callable[[], None]]:
         """What takes back all that the client has given, piece by piece: each may fail by itself."""
+        yield self.features.release
         for address, size in sorted(self._maps):
             yield partial(self._unmap, address, size)
         for index, vectors in enumerate(self.device.interrupts):

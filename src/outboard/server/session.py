@@ -2,12 +2,15 @@
 
 A `Session` takes what arrived (bytes and descriptors), lets the protocol make requests of it, asks the
 device, and hands the answers to ``send``. A server gives it a socket, `TestClient` a function call.
-Requests are handled in the order of the wire.
+Requests are handled in the order of the wire. One for which the device has to be quiet first (`QUIESCING`)
+may have to wait until it is, and all that come behind it wait too.
 """
 
 import errno
 import logging
+from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from time import monotonic
 from typing import Any
 
@@ -15,25 +18,46 @@ from outboard.descriptors import close_all
 from outboard.device import DeviceContract
 from outboard.errors import OutboardError, RequestRefused
 from outboard.loop import Loop
-from outboard.protocol import Command, ErrorReply, Event, Fatal, Malformed, Reply, Request, ServerConnection
+from outboard.protocol import (
+    SERVER_DEFAULTS,
+    Command,
+    ErrorReply,
+    Event,
+    Fatal,
+    Malformed,
+    Migration,
+    Reply,
+    Request,
+    ServerConnection,
+    TwinSocket,
+)
 from outboard.protocol.connection import MAX_ERRNO
 from outboard.protocol.messages import Version
+from outboard.server.features import Features
+from outboard.server.full_replies import full_reply
+from outboard.server.profiles import SPEC, OnError, Profile, detect
 from outboard.server.remote_dma import MessageDma
-from outboard.server.requests import OnError, Requests
+from outboard.server.requests import Requests
+from outboard.server.twin import Twin
 
 log = logging.getLogger(__name__)
 
 NO_DESCRIPTORS: tuple[int, ...] = ()
 PATIENCE = 5.0
 """Seconds after which QEMU gives a request up (its x-msg-timeout)."""
+QUIESCING = frozenset({Command.DMA_MAP, Command.DMA_UNMAP, Command.DEVICE_RESET})
+"""Requests for which a device has to be quiet, beside changes of its migration state."""
+MOST_HELD, MOST_HELD_MESSAGES, MOST_HELD_FDS = 32 << 20, 1 << 16, 1024
+"""Bytes, messages and descriptors a client may send while a request of it waits for a quiet device."""
 
 
 class Session:
     """One client's conversation with `device`.
 
-    ``send(data, fds)`` transmits one whole message; ``pump(seconds)`` lets input arrive while the device
-    waits for memory by message. ``on_error`` says what a read gets whose handler failed: an error reply,
-    or, with ``"ones"``, a successful reply of all ones (for clients that cannot take an error).
+    ``send(data, fds)`` transmits one whole message. ``pump(seconds)`` lets input arrive while the device
+    waits for memory by message: on the ``twin`` socket if there is one, and on the client's own unless we are
+    ``in_handler``. ``profile`` is what the client is taken for (None: what its VERSION says); ``on_error``,
+    unless None, is put in place of the profile's.
     """
 
     def __init__(
@@ -43,22 +67,41 @@ class Session:
         send: Callable[[bytes, Sequence[int]], None],
         pump: Callable[[float], None],
         *,
-        on_error: OnError = "error",
+        on_error: OnError | None = None,
+        profile: Profile | None = None,
     ) -> None:
         self.device = device
         self.closed = False
         self.in_handler = False
+        self.profile = SPEC
+        self.twin: Twin | None = None
         self._is_connected = False
+        self._given = profile
+        self._on_error = on_error
+        self._loop = loop
         self._transmit = send
         self._report = loop.report
-        self._connection = ServerConnection()
+        self._quiesce: Callable[[Callable[[], None]], bool] | None = getattr(device, "quiesce", None)
+        self._held: Request | None = None
+        self._waiting: deque[Event] = deque()
+        self._held_bytes = self._held_fds = 0
+        migration = Migration() if hasattr(device, "save_state") else None
+        self._connection = ServerConnection(replace(SERVER_DEFAULTS, migration=migration))
         self._memory = MessageDma(self, self._connection, pump)
-        self._requests = Requests(device, on_error)
+        self._requests = Requests(device)
         self._sizes = self._requests.sizes
         _optional(device, "attach", loop)
 
+    @property
+    def introduced(self) -> bool:
+        """Whether the client has said VERSION, and it was agreed."""
+        return self._is_connected
+
     def feed(self, data: bytes, fds: Sequence[int] = ()) -> None:
         """Handles what arrived; sets `closed` when the client has to go."""
+        if self._held is not None:
+            self._keep(self._connection.feed(data, fds), len(data))
+            return
         # By far most messages are one register read that a vCPU waits for: it is answered with no event made.
         started = monotonic()
         self.in_handler = True
@@ -75,13 +118,7 @@ class Session:
             if monotonic() - started > PATIENCE:
                 _warn_of_slowness("REGION_READ", monotonic() - started)
             return
-        for event in self._connection.feed(data, fds):
-            if self.closed:
-                close_all(event.fds)
-            elif type(event) is Request:
-                self._handle(event)
-            else:
-                self._handle_other(event)
+        self._handle_in_turn(self._connection.feed(data, fds))
 
     def send(self, data: bytes) -> None:
         """Transmits one message, if there is one."""
@@ -92,14 +129,94 @@ class Session:
         """Ends the conversation: guest memory is unmapped, eventfds closed; the device stays."""
         self.closed = True
         close_all(self._connection.pending_fds)
+        if self.twin is not None:
+            self.twin.close()
+        for event in (self._held, *self._waiting):
+            if event is not None:
+                close_all(event.fds)
+        self._held = None
+        self._waiting.clear()
         hook = getattr(self.device, "disconnected", None) if self._is_connected else None
+        reset = self.device.reset if self._is_connected and self.profile.reset_on_disconnect else None
         self._is_connected = False
-        for release in (hook, *self._requests.releases()):
+        for release in (hook, *self._requests.releases(), reset):
             try:
                 if release is not None:
                     release()
             except Exception as error:
                 self._report(error, "letting go of the client")
+
+    def _handle_in_turn(self, events: Sequence[Event]) -> None:
+        """Handles `events`, up to one that has to wait for the device; those behind it wait too."""
+        for number, event in enumerate(events):
+            if self.closed:
+                close_all(event.fds)
+            elif type(event) is not Request:
+                self._handle_other(event)
+            elif self._has_to_wait(event):
+                self._keep(events[number + 1 :], 0)
+                return
+            else:
+                self._handle(event)
+
+    def _has_to_wait(self, request: Request) -> bool:
+        """Whether `request` is held back until the device is quiet."""
+        if request.command is Command.DEVICE_FEATURE and Features.changes_state(request.body):
+            # What the device has put off until after the requests before is done first.
+            self._held = request
+            self._loop.call_soon(self._ask_for_quiet)
+            return True
+        if request.command not in QUIESCING or self._quiesce is None:
+            return False
+        self._held = request
+        if self._quiesce(self._go_on_soon):
+            self._held = None
+            return False
+        return True
+
+    def _ask_for_quiet(self) -> None:
+        if self._held is not None and (self._quiesce is None or self._quiesce(self._go_on_soon)):
+            self._go_on()
+
+    def _go_on_soon(self) -> None:
+        self._loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        """The device is quiet: what waited for that is handled, and what came after it."""
+        request, self._held = self._held, None
+        if request is None:
+            return
+        self._handle(request)
+        waiting, self._waiting = tuple(self._waiting), deque()
+        self._held_bytes = self._held_fds = 0
+        self._handle_in_turn(waiting)
+
+    def _keep(self, events: Sequence[Event], size: int) -> None:
+        """Keeps what comes while a request is held back; answers to our own commands are not among it."""
+        self._held_bytes += size
+        for event in events:
+            if isinstance(event, Reply | ErrorReply):
+                self._handle_other(event)
+            else:
+                self._waiting.append(event)
+                self._held_fds += len(event.fds)
+        if (
+            self._held_bytes > MOST_HELD
+            or len(self._waiting) > MOST_HELD_MESSAGES
+            or self._held_fds > MOST_HELD_FDS
+        ):
+            log.warning(
+                "the client sent %d messages (%d bytes, %d descriptors) while its %s waits for the device;"
+                " the most are %d (%d, %d)",
+                len(self._waiting),
+                self._held_bytes,
+                self._held_fds,
+                self._held.command.name if self._held else "request",
+                MOST_HELD_MESSAGES,
+                MOST_HELD,
+                MOST_HELD_FDS,
+            )
+            self.closed = True
 
     def _handle(self, request: Request) -> None:
         """Answers one request; no request costs the server its life."""
@@ -112,12 +229,9 @@ class Session:
                 answer = self._connection.reply(request, method(request, request.body))
                 fds, requests.reply_fds = requests.reply_fds, ()
             elif request.command is Command.VERSION:
-                answer = self._connection.accept(request)
-                self._is_connected = True
-                self._requests.client_takes_fds = self._connection.peer.max_msg_fds > 0
-                assert isinstance(request.body, Version)
-                _optional(self.device, "introduced", request.body.capabilities is not None)
+                answer = self._accept(request)
                 _optional(self.device, "connected", self._memory)
+                fds = () if self.twin is None else (self.twin.theirs,)
             else:
                 raise RequestRefused(f"this server does not support {request.command.name}")
         except Exception as error:
@@ -129,20 +243,56 @@ class Session:
             self.in_handler = False
             if request.fds:
                 close_all(request.fds)
+            if request.command in QUIESCING or request.command is Command.DEVICE_FEATURE:
+                _optional(self.device, "unquiesce")
         if monotonic() - started > PATIENCE:
             _warn_of_slowness(request.command.name, monotonic() - started)
         if answer:
             self._transmit(answer, fds)
+        if request.command is Command.VERSION:
+            self._memory.twin = self.twin  # not before the client has its end
+
+    def _accept(self, request: Request) -> bytes:
+        """The answer to VERSION; from now on the client is known."""
+        version, connection = request.body, self._connection
+        assert isinstance(version, Version)
+        profile = self._given or detect(version)
+        reason = "as told" if self._given else profile.told_by
+        log.info("the client is taken for %s (profile %s: %s)", profile.client, profile.name, reason)
+        self.profile = profile if self._on_error is None else replace(profile, on_error=self._on_error)
+        peer = connection.peer
+        takes_twin = peer.twin_socket.supported and peer.max_msg_fds > 0
+        connection.offer = replace(
+            connection.offer,
+            write_multiple=profile.write_multiple,
+            twin_socket=TwinSocket(supported=takes_twin),
+        )
+        answer = connection.accept(request)
+        if takes_twin:
+            self.twin = Twin(connection.twin(), self._memory.deliver, self._loop)
+        self._is_connected = True
+        self._requests.meet(self.profile, peer.max_msg_fds)
+        self._requests.features.limit = connection.transfer_limit
+        _optional(self.device, "introduced", self.profile)
+        return answer
 
     def _refusal(self, request: Request, error: Exception) -> bytes:
         """The error reply to a request that failed; whose fault it was goes to the log."""
         if isinstance(error, OutboardError):
-            log.warning("%s refused (%s fault): %s", request.command.name, error.fault, error)
+            # QEMU clears the whole space of a virtual IOMMU, in dozens of pieces of which most are empty.
+            is_routine = request.command is Command.DMA_UNMAP and error.errno == errno.ENOENT
+            level = logging.DEBUG if is_routine else logging.WARNING
+            log.log(level, "%s refused (%s fault): %s", request.command.name, error.fault, error)
             # A device that is a client itself may pass on an errno that no reply can carry.
             number = error.errno if 0 < error.errno <= MAX_ERRNO else errno.EIO
-            return self._connection.refuse(request, number)
-        self._report(error, request.command.name)
-        return self._connection.refuse(request, errno.EIO)
+        else:
+            self._report(error, request.command.name)
+            number = errno.EIO
+        if self.profile.on_error == "full" and (body := full_reply(request.body)) is not None:
+            return self._connection.reply(request, body)
+        if number == errno.EEXIST:
+            number = self.profile.overlap_errno
+        return self._connection.refuse(request, number)
 
     def _handle_other(self, event: Event) -> None:
         close_all(event.fds)

@@ -11,17 +11,20 @@ from outboard.storage.direct import DirectStorage, no_direct_access
 from outboard.storage.file import FileStorage
 
 
-def open_file(path: str | Path, size: int | None = None, *, direct: bool = False) -> FileStorage:
+def open_file(
+    path: str | Path, size: int | None = None, *, direct: bool = False, share: bool = False
+) -> FileStorage:
     """Open a file or block device; with ``size`` (bytes), create it sparse if it does not exist.
 
-    The file is locked (flock) while open: two writers of one disk would destroy its content. With
-    ``direct`` it is accessed past the page cache (`DirectStorage`).
+    The file is locked (flock) while open: two writers of one disk would destroy its content. With ``share``
+    others that say so too may open it: the two ends of a live migration, of which one writes at a time.
+    With ``direct`` it is accessed past the page cache (`DirectStorage`).
     Raises `StorageError` with what to do.
     """
     path = Path(path)
     fd = _open(path, size, direct)
     try:
-        present = _measure(fd, path, size)
+        present = _measure(fd, path, size, share)
         return (DirectStorage if direct else FileStorage)(fd, present, str(path))
     except BaseException:
         os.close(fd)
@@ -47,16 +50,17 @@ def _open(path: Path, size: int | None, direct: bool) -> int:
         ) from error
 
 
-def _measure(fd: int, path: Path, size: int | None) -> int:
+def _measure(fd: int, path: Path, size: int | None, share: bool) -> int:
     """Lock the file and return its size, which it is given if it has none."""
     mode = os.fstat(fd).st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
         raise StorageError(f"{path} is neither a file nor a block device")
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, (fcntl.LOCK_SH if share else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError as error:
         raise StorageError(
-            f"{path} is in use by another disk: stop that one, or give this one its own file",
+            f"{path} is in use by another disk: stop that one, or give this one its own file (for a live"
+            f" migration both ends say {path},share=on)",
             errno=error.errno,
         ) from error
     present = os.lseek(fd, 0, os.SEEK_END)

@@ -49,6 +49,11 @@ class RamStorage:
         """The memory, for compiled code; None once it is closed."""
         return None if self._memory.closed else self._fast
 
+    @property
+    def memory(self) -> memoryview:
+        """All of it; to be released before the storage is closed."""
+        return memoryview(self._memory)
+
     def read(self, offset: int, size: int) -> bytes:
         """Return ``size`` bytes from ``offset``."""
         self._address(offset, size)

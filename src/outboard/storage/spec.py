@@ -9,7 +9,7 @@ from outboard.storage.opening import open_file
 from outboard.storage.ram import RamStorage
 from outboard.storage.sizes import parse_size
 
-_OPTION = re.compile(r"(.*),(size|direct)=(.*)", re.DOTALL)
+_OPTION = re.compile(r"(.*),(size|direct|share)=(.*)", re.DOTALL)
 
 
 def open_storage(spec: str) -> Storage:
@@ -21,10 +21,11 @@ def open_storage(spec: str) -> Storage:
     ``PATH``                  an existing file or block device
     ``PATH,size=SIZE``        the same, created (sparse) if it is not there
     ``PATH,direct=on``        the same, past the page cache (O_DIRECT)
+    ``PATH,share=on``         the same, and another process may have it too: for live migration
     ========================  =====================================================================
 
-    A path that holds a colon or a comma is written ``file:PATH``, or ``./PATH``; its last ``,size=`` and
-    its last ``,direct=`` count, and may be together. Raises `StorageError` with what to do.
+    A path that holds a colon or a comma is written ``file:PATH``, or ``./PATH``; its last ``,size=``,
+    ``,direct=`` and ``,share=`` count, and may be together. Raises `StorageError` with what to do.
 
     >>> disk = open_storage("ram:1M")
     >>> disk.write(4096, b"hello")
@@ -47,11 +48,15 @@ def open_storage(spec: str) -> Storage:
     path, options = _options(spec)
     if not path:
         raise StorageError(f"{spec!r} names no file: write ram:256M, null:1T or a path such as disk.img")
-    direct = options.get("direct", "off")
-    if direct not in ("on", "off"):
-        raise StorageError(f"direct={direct} means nothing: write direct=on or direct=off")
     size = parse_size(options["size"]) if "size" in options else None
-    return open_file(path, size, direct=direct == "on")
+    return open_file(path, size, direct=_switch(options, "direct"), share=_switch(options, "share"))
+
+
+def _switch(options: dict[str, str], name: str) -> bool:
+    value = options.get(name, "off")
+    if value not in ("on", "off"):
+        raise StorageError(f"{name}={value} means nothing: write {name}=on or {name}=off")
+    return value == "on"
 
 
 def _options(spec: str) -> tuple[str, dict[str, str]]:

@@ -1,6 +1,7 @@
 """`TestClient`: a client and a device in one thread, the same bytes and codec, no socket."""
 
 import os
+import select
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -11,6 +12,7 @@ from outboard.device import DeviceContract
 from outboard.errors import ConnectionLost, PeerTimeout
 from outboard.loop import Loop
 from outboard.server import Session
+from outboard.server.profiles import Profile, ProfileName, chosen
 
 TURNS = 1000
 """How often a device may put work off anew before its client goes on: one that polls never ends by itself."""
@@ -19,14 +21,15 @@ TURNS = 1000
 class InMemoryTransport:
     """A `Transport` whose server is a function call: what is sent has been handled when `send` returns."""
 
-    def __init__(self, device: DeviceContract) -> None:
+    def __init__(self, device: DeviceContract, profile: Profile | None = None) -> None:
         self.loop = Loop()
         self.loop.report = self._remember
         self._error: Exception | None = None
         self.serve_client: Callable[[], None] = lambda: None
         self._inbox: deque[tuple[bytes, Sequence[int]]] = deque()
         self._stepping = False
-        self._session = Session(device, self.loop, self._transmit, lambda seconds: self.serve_client())
+        self._beside: tuple[int, Callable[[], None]] | None = None
+        self._session = Session(device, self.loop, self._transmit, self._pump, profile=profile)
 
     def send(self, data: bytes, fds: Sequence[int] = (), timeout: float | None = None) -> None:
         """Hands `data` to the device's session, then runs what the device has put off."""
@@ -43,6 +46,8 @@ class InMemoryTransport:
             self.raise_device_error()
         if self._inbox:
             return self._inbox.popleft()
+        if self._serve_beside():
+            return b"", ()
         if self._session.closed:
             raise ConnectionLost("the device's side has closed the connection")
         raise PeerTimeout(f"the device sent nothing for {timeout or 0:g} s")
@@ -53,6 +58,10 @@ class InMemoryTransport:
             self._step(timeout)
             self.raise_device_error()
         return bool(self._inbox)
+
+    def serve_beside(self, fd: int, serve: Callable[[], None]) -> None:
+        """Calls `serve` whenever `fd` is readable while we wait; see `Transport.serve_beside`."""
+        self._beside = (fd, serve) if fd >= 0 else None
 
     def close(self) -> None:
         """Ends the session; the device keeps its state."""
@@ -73,6 +82,23 @@ class InMemoryTransport:
 
     def _transmit(self, data: bytes, fds: Sequence[int]) -> None:
         self._inbox.append((data, [os.dup(fd) for fd in fds]))
+
+    def _pump(self, seconds: float) -> None:
+        """Lets the client answer while the device, perhaps inside a handler, waits for its memory."""
+        outer, self._stepping = self._stepping, True
+        try:
+            self.serve_client()
+        finally:
+            self._stepping = outer
+        if self._session.twin is not None:
+            self._session.twin.work()
+
+    def _serve_beside(self) -> bool:
+        """Serves what is beside, if there is anything to serve."""
+        if self._beside is None or not select.select([self._beside[0]], [], [], 0)[0]:
+            return False
+        self._beside[1]()
+        return True
 
     def _step(self, timeout: float | None) -> None:
         """Runs what is due in the device, unless the device is what called us."""
@@ -98,7 +124,8 @@ class TestClient(Client):
     What the device has put off with ``call_soon``, and timers that are due, run before each call returns. An
     exception of the device's own code is raised here, in the test. Leaving the block without an exception
     fails (AssertionError) when descriptors were leaked, when a DMA view is still in use, or when an access
-    reached a place of a BAR that nobody handles; ``strict=False`` leaves these out.
+    reached a place of a BAR that nobody handles; ``strict=False`` leaves these out. ``twin_socket`` is
+    `Client`'s, ``profile`` is `Server`'s.
 
     >>> from outboard import Bar, Device
     >>> class Scratch(Device):
@@ -112,11 +139,20 @@ class TestClient(Client):
 
     __test__ = False  # its name begins like a test's
 
-    def __init__(self, device: DeviceContract, *, strict: bool = True, timeout: float | None = 5.0) -> None:
+    def __init__(
+        self,
+        device: DeviceContract,
+        *,
+        strict: bool = True,
+        timeout: float | None = 5.0,
+        twin_socket: bool = False,
+        profile: ProfileName | Profile = "auto",
+    ) -> None:
         self.device = device
+        self._twin_socket = twin_socket
         self._strict = strict
         self._open_before = _open_descriptors()
-        self._in_memory = InMemoryTransport(device)
+        self._in_memory = InMemoryTransport(device, chosen(profile))
         self._open(self._in_memory, timeout)
 
     def _start(self) -> None:
@@ -126,6 +162,9 @@ class TestClient(Client):
     def step(self, timeout: float = 0.0) -> None:
         """Runs what is due in the device, waiting up to `timeout` seconds for the first (a timer)."""
         self._link.serve_pending(timeout)
+
+    def _rung(self) -> None:
+        self.step()
 
     def close(self) -> None:
         """Ends the session and raises what the device's code has raised since."""

@@ -22,7 +22,7 @@ from outboard.loop import Loop, Timer
 from outboard.protocol import Command, Direction
 from outboard.protocol.messages import Version
 from outboard.protocol.wire import HEADER, HEADER_SIZE, HeaderFlag
-from outboard.server.server import _listen as listen_at
+from outboard.server.listening import listen as listen_at
 from outboard.trace.capture import Captured, CaptureWriter
 from outboard.trace.faults import MADE_UP, Disconnect, Fate, Fault, Faults, Part, Passing
 from outboard.trace.interrupts import Interrupts
@@ -307,9 +307,11 @@ class Conversation:
         wanted = said.twin_socket.supported and lane.direction is Direction.TO_CLIENT
         if not wanted or self._twin is not None or index >= len(fds):
             return fds
+        copy = os.dup(fds[index])
         try:
-            server = socket.socket(fileno=os.dup(fds[index]))
-        except OSError:
+            server = socket.socket(fileno=copy)
+        except OSError:  # no socket
+            os.close(copy)
             return fds
         if (server.family, server.type) != (socket.AF_UNIX, socket.SOCK_STREAM):
             server.close()

@@ -47,12 +47,13 @@ class DeviceBar:
 class Bench:
     """A device, its loop, guest memory, and a driver for it."""
 
-    def __init__(self, device: Nvme) -> None:
+    def __init__(self, device: Nvme, fd: int | None = None) -> None:
+        """``fd``: guest memory that is there already."""
         self.device = device
         self.loop = Loop()
         device.attach(self.loop)
         device.connected(None)
-        self.fd = os.memfd_create("guest")
+        self.fd = os.memfd_create("guest") if fd is None else os.dup(fd)
         os.truncate(self.fd, RAM_SIZE)
         self.memory = mmap.mmap(self.fd, RAM_SIZE)
         self.map()

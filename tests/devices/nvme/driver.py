@@ -4,6 +4,7 @@ It needs a BAR to read and write, guest memory to put things in, and a way to le
 """
 
 import struct
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
@@ -16,7 +17,7 @@ PAGE = 4096
 CAP, VS, INTMS, INTMC, CC, CSTS, NSSR, AQA, ASQ, ACQ = 0, 8, 0xC, 0x10, 0x14, 0x1C, 0x20, 0x24, 0x28, 0x30
 CC_ENABLE = 0x0046_0001
 READY, FATAL = 1, 2
-TURNS = 2000
+PATIENCE = 60.0
 
 
 class Registers(Protocol):
@@ -111,7 +112,8 @@ class QueuePair:
 
     def wait(self, cid: int) -> Completion:
         """Let the device work until the command completes."""
-        for _ in range(TURNS):
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end:
             self.poll()
             if cid in self.done:
                 return self.done.pop(cid)

@@ -93,7 +93,28 @@ class Controller:
         """End this life: no DMA, completion or interrupt of it comes later."""
         self.enabled = False
         with self.state.plane.paused():
+            self.state.plane.frozen = False
             self.state.reset()
+
+    def freeze(self) -> None:
+        """Come to rest: what waits for storage is completed, what was taken and not begun stays as it is."""
+        state = self.state
+        with state.plane.paused():
+            state.plane.frozen = True
+            state.plane.place()
+        state.drain()
+        for cq in state.completion.values():
+            with self._reaching(cq):
+                cq.settle(state.bus)
+        self._signal()
+
+    def thaw(self) -> None:
+        """Go on; the host hears once more of what it has not consumed."""
+        with self.state.plane.paused():
+            self.state.plane.frozen = False
+            self.state.plane.place()
+        for cq in self.state.completion.values():
+            cq.signal = cq.used > 0
 
     def start_workers(self, loop: Loop) -> None:
         """From now on storage that may block is called in threads of its own."""

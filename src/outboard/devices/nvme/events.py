@@ -37,7 +37,11 @@ Ending = tuple[int, Status, int]
 
 
 class Events:
-    """The events and the requests of one controller, which allows ``limit`` requests at a time."""
+    """The events and the requests of one controller, which allows ``limit`` requests at a time.
+
+    ``parked`` are the requests that wait, ``waiting`` the events that do, ``masked`` the types that wait for
+    their log to be read, ``endings`` the requests that end without an event.
+    """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -46,9 +50,9 @@ class Events:
     def reset(self) -> None:
         """Drop everything, silently."""
         self.parked: deque[int] = deque()
-        self._waiting: dict[Event, None] = {}
-        self._masked: set[EventType] = set()
-        self._endings: deque[Ending] = deque()
+        self.waiting: dict[Event, None] = {}
+        self.masked: set[EventType] = set()
+        self.endings: deque[Ending] = deque()
 
     def park(self, cid: int) -> None:
         """An Asynchronous Event Request came; raises `CommandFailed` if it is one too many."""
@@ -60,37 +64,37 @@ class Events:
 
     def post(self, event: Event) -> None:
         """Something happened."""
-        self._waiting[event] = None
+        self.waiting[event] = None
 
     def log_was_read(self, log: LogId) -> None:
         """The host read a log page, and did not ask to retain its event: it may be told the next one."""
         for event in (INVALID_DOORBELL_VALUE, NAMESPACE_CHANGED):
             if event.log == log:
-                self._masked.discard(event.type)
+                self.masked.discard(event.type)
 
     def abort(self, cid: int) -> bool:
         """End the request ``cid`` as aborted; False if no such request is outstanding."""
         if cid not in self.parked:
             return False
         self.parked.remove(cid)
-        self._endings.append((cid, Status.ABORT_REQUESTED, 0))
+        self.endings.append((cid, Status.ABORT_REQUESTED, 0))
         return True
 
     @property
     def due(self) -> bool:
         """Whether `next_ending` has one."""
-        return bool(self._endings) or (bool(self.parked) and self._next_event() is not None)
+        return bool(self.endings) or (bool(self.parked) and self._next_event() is not None)
 
     def next_ending(self) -> Ending | None:
         """Return the next request that ends, or None."""
-        if self._endings:
-            return self._endings.popleft()
+        if self.endings:
+            return self.endings.popleft()
         event = self._next_event()
         if event is None or not self.parked:
             return None
-        del self._waiting[event]
-        self._masked.add(event.type)
+        del self.waiting[event]
+        self.masked.add(event.type)
         return self.parked.popleft(), Status.SUCCESS, event.result
 
     def _next_event(self) -> Event | None:
-        return next((event for event in self._waiting if event.type not in self._masked), None)
+        return next((event for event in self.waiting if event.type not in self.masked), None)

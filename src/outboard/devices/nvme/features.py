@@ -6,9 +6,9 @@ and the Keep Alive timer, which never expires.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from outboard.devices.nvme.command import Command
 from outboard.devices.nvme.spec import BROADCAST, FeatureId, Select
@@ -79,6 +79,29 @@ class Features:
         self.behavior = bytes(BEHAVIOR_SIZE)
         self._timestamp = 0
         self._set_at: float | None = None
+        self._changed()
+
+    def save(self) -> dict[str, Any]:
+        """The current values, as JSON."""
+        return {
+            "plain": {str(int(fid)): value for fid, value in self.plain.items()},
+            "thresholds": self.thresholds,
+            "uncoalesced": [vector for vector, off in self.uncoalesced.items() if off],
+            "behavior": self.behavior.hex(),
+            "timestamp": self.timestamp.hex() if self._set_at is not None else None,
+        }
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Take back what `save` gave. Raises KeyError, ValueError, TypeError."""
+        self.plain = {
+            fid: int(saved["plain"][str(int(fid))]) & feature.mask for fid, feature in PLAIN.items()
+        }
+        over, under = saved["thresholds"]
+        self.thresholds = [int(over) & 0xFFFF, int(under) & 0xFFFF]
+        self.uncoalesced = {int(vector): True for vector in saved["uncoalesced"]}
+        self.behavior = bytes.fromhex(saved["behavior"])[:1].ljust(BEHAVIOR_SIZE, b"\0")
+        if saved["timestamp"] is not None:
+            self.timestamp = bytes.fromhex(saved["timestamp"])
         self._changed()
 
     def set_plain(self, fid: int, value: int) -> None:

@@ -11,9 +11,11 @@ Left out: the controller memory buffer, persistent memory, boot partitions, page
 
 import logging
 import time
-from typing import Literal, get_args
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
 
 from outboard.device import Device
+from outboard.devices.nvme import saved_state
 from outboard.devices.nvme.controller import Controller, Progress
 from outboard.devices.nvme.datapath.plane import DataPlane
 from outboard.devices.nvme.datapath.records import BY_PYTHON
@@ -31,7 +33,8 @@ from outboard.native.jit import available
 from outboard.pci.bar import Bar
 from outboard.pci.capabilities import Msi, MsiX, PciExpress, PowerManagement
 from outboard.pci.interrupts import Intx
-from outboard.storage import Storage
+from outboard.server.profiles import Profile
+from outboard.storage import RamStorage, Storage
 
 log = logging.getLogger(__name__)
 
@@ -254,19 +257,16 @@ class Nvme(Device):
         self.controller.reset()
         self._forget_stall()
 
-    def introduced(self, announced: bool) -> None:
-        """A client has said what it can do, or (``announced`` is False) not a word about it."""
+    def introduced(self, profile: Profile) -> None:
+        """Who the client is decides where the doorbells are, if that is left to us."""
         if self._doorbells != "auto" or self.plane.inline:
             return
-        self._map_doorbells(not announced)
-        if announced:
-            log.info(
-                "doorbells: by messages, and in guest memory if the driver offers that (--doorbells auto)"
-            )
+        self._map_doorbells(profile.needs_areas)
+        if profile.needs_areas:
+            log.info("doorbells: %s gets the page to map, which is polled (--doorbells auto)", profile.client)
         else:
             log.info(
-                "doorbells: the client announced no capabilities, as SPDK's driver does; it gets the page to"
-                " map, which is polled (--doorbells auto)"
+                "doorbells: by messages, and in guest memory if the driver offers that (--doorbells auto)"
             )
 
     def on_connect(self) -> None:
@@ -289,6 +289,36 @@ class Nvme(Device):
         log.info("the data plane so far: %s", ", ".join(f"{n} {name}" for name, n in self.statistics.items()))
         if self.plane.polled:
             self.reset()
+
+    def memories(self) -> dict[str, memoryview]:
+        """A disk in memory moves with its controller."""
+        disks = {
+            f"namespace{nsid}": space.storage.memory
+            for nsid, space in self.namespaces.items()
+            if isinstance(space.storage, RamStorage)
+        }
+        return super().memories() | disks
+
+    def on_stop(self) -> None:
+        """The client migrates us: no command is under way from here on."""
+        self.controller.freeze()
+
+    def on_run(self) -> None:
+        """Here, or where we come from, the client lets us go on."""
+        self.controller.thaw()
+        self._schedule()
+
+    def on_save(self) -> dict[str, Any]:
+        """Queues, features, events, logs."""
+        running = {"running": self._running, "enabled": self.controller.enabled}
+        return {"controller": running | saved_state.save(self.state)}
+
+    def on_restore(self, saved: Mapping[str, Any], version: int) -> None:
+        """Become the controller that was saved."""
+        controller = saved["controller"]
+        saved_state.restore(self.state, controller)
+        self._running = bool(controller["running"])
+        self.controller.enabled = bool(controller["enabled"]) and 0 in self.state.completion
 
     def on_bus_master(self, enabled: bool) -> None:
         """Memory that could not be reached may be reachable now."""

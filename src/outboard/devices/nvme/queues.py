@@ -93,9 +93,23 @@ class CompletionQueue:
         return given if self._possible(given) else self.record[CQ_HEAD]
 
     @property
+    def known_head(self) -> int:
+        """The head as it was last taken over from the host."""
+        return self.record[CQ_HEAD]
+
+    @property
     def tail(self) -> int:
         """The next entry to be posted."""
         return self.record[CQ_TAIL]
+
+    @property
+    def phase(self) -> int:
+        """The phase tag of the next entry to be posted."""
+        return self.record[CQ_PHASE]
+
+    def go_on(self, head: int, tail: int, phase: int) -> None:
+        """Be a queue that has been at work elsewhere."""
+        self.record[CQ_HEAD], self.record[CQ_TAIL], self.record[CQ_PHASE] = head, tail, phase
 
     @property
     def used(self) -> int:
@@ -186,6 +200,10 @@ class SubmissionQueue:
     def tail(self) -> int:
         """Behind the last entry the host has submitted, as far as it was looked at."""
         return self.record[SQ_TAIL]
+
+    def go_on(self, head: int, tail: int) -> None:
+        """Be a queue that has been at work elsewhere."""
+        self.record[SQ_HEAD], self.record[SQ_TAIL] = head, tail
 
     @property
     def aborted(self) -> frozenset[int]:

@@ -16,11 +16,13 @@ kernel and the tools are Debian packages, fetched once into ``~/.cache/outboard`
 from outboard.testing.guest.bootsector import bootable_disk
 from outboard.testing.guest.command_line import Attach
 from outboard.testing.guest.guest import Guest
-from outboard.testing.guest.kernel import Kernel, find_kernel
+from outboard.testing.guest.kernel import CLOUD, EVERY_MACHINE, Kernel, find_kernel
 from outboard.testing.guest.packages import Progress, cache_folder
 from outboard.testing.guest.qemu import Qemu, find_ovmf, find_qemu
 
 __all__ = [
+    "CLOUD",
+    "EVERY_MACHINE",
     "Attach",
     "Guest",
     "Kernel",

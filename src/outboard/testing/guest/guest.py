@@ -43,7 +43,8 @@ class Guest:
     Args:
         devices: vfio-user sockets, each the path of a listening server or an `Attach` that says more.
             They get the ids ``dev0``, ``dev1``, ... and a PCI Express root port each.
-        kernel: ``"debian"``, a `Kernel`, or None to boot what the firmware finds (`run` is not there then).
+        kernel: ``"debian"``, its cloud kernel; a `Kernel`, such as ``find_kernel(package=EVERY_MACHINE)`` for
+            a driver which that has not; None to boot what the firmware finds (`run` is not there then).
         memory: the guest's, as QEMU takes it.
         shared: True for a memfd that the servers map; False for plain ``-m``, where DMA goes by message.
         cpus: how many.

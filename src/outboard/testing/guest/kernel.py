@@ -1,4 +1,4 @@
-"""The Linux kernel that guests run, and its modules: Debian's cloud kernel (NVMe, ext4, virtio built in)."""
+"""The Linux kernels that guests run, and their modules: Debian's, for the cloud or for every machine."""
 
 import lzma
 import re
@@ -9,6 +9,12 @@ from pathlib import Path
 
 from outboard.errors import SetupError
 from outboard.testing.guest.packages import PackageStore, Progress, silent
+
+CLOUD = "linux-image-cloud-amd64"
+"""Boots soonest and has NVMe, ext4 and virtio built in, but few other drivers."""
+
+EVERY_MACHINE = "linux-image-amd64"
+"""Has nearly all of Linux's drivers, nearly all as modules: NVMe and virtio too (three times as large)."""
 
 _DEPENDS = re.compile(rb"\0depends=([^\0]*)\0")
 
@@ -66,12 +72,16 @@ def _module_name(name: str) -> str:
     return name.replace("-", "_")
 
 
-def find_kernel(progress: Progress = silent) -> Kernel:
-    """Debian's cloud kernel with its modules, fetched the first time.
+def find_kernel(progress: Progress = silent, *, package: str = CLOUD) -> Kernel:
+    """A kernel of Debian's with its modules, fetched the first time.
+
+    Args:
+        progress: told what is being done.
+        package: `CLOUD`, or `EVERY_MACHINE` for a driver that the cloud's has not.
 
     Raises:
         SetupError: it cannot be fetched; the sentence says what mends it.
     """
-    packages = PackageStore().fetch("linux-image-cloud-amd64", progress=progress)
+    packages = PackageStore().fetch(package, progress=progress)
     folder = next(path for name, path in packages.folders.items() if name.startswith("linux-image-6"))
     return Kernel(next(folder.glob("boot/vmlinuz-*")), next(folder.glob("usr/lib/modules/*")))

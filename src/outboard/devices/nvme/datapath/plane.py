@@ -71,9 +71,10 @@ DOORBELL = 4
 class DataPlane:
     """Serves the I/O queues of one controller: those of ``memory`` that it can reach, the others not.
 
-    ``io_queues`` is the number of queue pairs, ``mdts`` the largest transfer in bytes, ``doorbells`` the
-    address of the doorbells' words. ``vector_fd`` gives the eventfd of an interrupt vector that may be
-    written to directly, or a negative number; ``line_heard`` says whether interrupts go by a line.
+    While ``frozen`` is set, `place` leaves all of them to Python. ``io_queues`` is the number of queue pairs,
+    ``mdts`` the largest transfer in bytes, ``doorbells`` the address of the doorbells' words. ``vector_fd``
+    gives the eventfd of an interrupt vector that may be written to directly, or a negative number;
+    ``line_heard`` says whether interrupts go by a line.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class DataPlane:
     ) -> None:
         self.tuning = tuning
         self.offers_shadow = False
+        self.frozen = False
         self.shadow: tuple[int, int] | None = None
         self.pollers: list[Poller] = []
         self._before: dict[str, int] = {}
@@ -258,7 +260,7 @@ class DataPlane:
         for cqid, sqs in groups.items():
             cq = self._cqs[cqid]
             self._place_doorbells(cq, sqs)
-            if cqid != 0 and self._reach(cq, sqs):
+            if cqid != 0 and not self.frozen and self._reach(cq, sqs):
                 lane = self._lane(cqid)
                 queues[lane] += [sq.record.address for sq in sqs]
                 cqs[lane].append(cq.record.address)
@@ -310,6 +312,10 @@ class DataPlane:
             while limit > 0 and (message := workspace.take_slow()) is not None:
                 limit -= 1
                 yield self._by_record[message[0]], message[1]
+
+    def keep_slow(self, sq: SubmissionQueue, entry: bytes) -> bool:
+        """Leave a command that was taken to Python; False if there is no room. While paused, or frozen."""
+        return self.workspaces[self._lane(sq.cq.id)].put_slow(sq.record.address, entry)
 
     def withdraw(self, sq: SubmissionQueue) -> list[bytes]:
         """Take back the commands of ``sq`` that wait for Python. Only while paused.

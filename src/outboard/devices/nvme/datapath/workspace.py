@@ -155,9 +155,12 @@ class Workspace:
             return None
         return int.from_bytes(message[:SLOW_ENTRY], "little"), message[SLOW_ENTRY:]
 
-    def put_slow(self, sq: int, entry: bytes) -> None:
-        """Leave a command to Python once more, behind the others. Only while paused."""
-        self._slow.push(sq.to_bytes(SLOW_ENTRY, "little") + entry)
+    def put_slow(self, sq: int, entry: bytes) -> bool:
+        """Leave a command to Python once more, behind the others; False if there is no room.
+
+        Only while paused, or while the loop has no queues.
+        """
+        return self._slow.push(sq.to_bytes(SLOW_ENTRY, "little") + entry)
 
     @property
     def slow(self) -> int:

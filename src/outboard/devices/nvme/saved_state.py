@@ -1,0 +1,193 @@
+"""A controller's state in a form that another process can go on from: queues, features, events, logs.
+
+For migration (vfio-user's MIG_DEVICE_STATE); the registers are saved by `outboard.device_state`. What is
+saved is a controller that is frozen: nothing of it is under way in a thread or below, only commands that it
+has taken and not begun. What it has is JSON.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from outboard.devices.nvme.command import Command, Completion
+from outboard.devices.nvme.events import Event
+from outboard.devices.nvme.queues import CompletionQueue, SubmissionQueue
+from outboard.devices.nvme.spec import EventType, LogId
+from outboard.devices.nvme.state import State
+from outboard.devices.nvme.status import Status
+from outboard.errors import StateError
+from outboard.native.memory import load32, store32
+
+Saved = dict[str, Any]
+
+
+def save(state: State) -> Saved:
+    """Everything ``state`` remembers. Only while the controller is frozen."""
+    return {
+        "identity": _identity(state),
+        "granted": state.granted,
+        "entry_sizes_set": state.entry_sizes_set,
+        "completion": [_save_cq(cq) for cq in state.completion.values()],
+        "submission": [_save_sq(sq) for sq in state.submission.values()],
+        "taken": [[sq.id, entry.hex()] for sq, entry in _taken(state)],
+        "shadow": state.plane.shadow,
+        "features": state.features.save(),
+        "events": _save_events(state),
+        "changed_namespaces": sorted(state.changed_namespaces),
+        "health": [*state.health.totals, state.health.media_errors],
+        "errors": {"count": state.errors.count, "entries": [entry.hex() for entry in state.errors.entries]},
+    }
+
+
+def restore(state: State, saved: Mapping[str, Any]) -> None:
+    """Take back what `save` gave, into a controller that was reset and is frozen.
+
+    Raises StateError, ValueError, KeyError, TypeError for what cannot be its state.
+    """
+    if saved["identity"] != _identity(state):
+        raise StateError(
+            f"the state is that of {saved['identity']}, this is {_identity(state)}: start the destination"
+            " with the same serial number and the same namespaces"
+        )
+    with state.plane.paused():
+        state.granted = _within(saved["granted"], 1, state.limits.io_queues)
+        state.entry_sizes_set = bool(saved["entry_sizes_set"])
+        for each in saved["completion"]:
+            _restore_cq(state, each)
+        for each in saved["submission"]:
+            _restore_sq(state, each)
+        if (0 in state.completion) != (0 in state.submission):
+            raise StateError("the state has one of the two admin queues")
+        state.plane.shadow = tuple(saved["shadow"]) if saved["shadow"] else None
+        state.features.restore(saved["features"])
+        state.plane.configure()
+        state.plane.place()
+        for qid, entry in saved["taken"]:
+            sq = state.submission[qid]
+            sq.cq.pending += 1
+            if not state.plane.keep_slow(sq, Command.decode(bytes.fromhex(entry)).encode()):
+                raise StateError(
+                    f"the state has {len(saved['taken'])} commands taken and not begun: too many"
+                )
+    _restore_events(state, saved["events"])
+    state.changed_namespaces |= {int(nsid) for nsid in saved["changed_namespaces"]}
+    health = state.health
+    counted = state.plane.totals()
+    reads, writes, bytes_read, bytes_written, health.media_errors = map(int, saved["health"])
+    health.reads, health.writes = reads - counted[0], writes - counted[1]
+    health.bytes_read, health.bytes_written = bytes_read - counted[2], bytes_written - counted[3]
+    state.errors.count = int(saved["errors"]["count"])
+    state.errors.entries.clear()
+    state.errors.entries.extend(bytes.fromhex(entry)[:64].ljust(64) for entry in saved["errors"]["entries"])
+
+
+def _identity(state: State) -> Saved:
+    """What has to be the same on both sides, for the guest not to notice."""
+    return {
+        "serial": state.identity.serial,
+        "model": state.identity.model,
+        "namespaces": {
+            str(nsid): [space.blocks, space.block_size] for nsid, space in sorted(state.namespaces.items())
+        },
+    }
+
+
+def _taken(state: State) -> list[tuple[SubmissionQueue, bytes]]:
+    """The commands that wait for Python; they wait on."""
+    taken = list(state.plane.slow_commands(1 << 32))
+    for sq, entry in taken:
+        state.plane.keep_slow(sq, entry)
+    return taken
+
+
+def _save_cq(cq: CompletionQueue) -> Saved:
+    return {
+        "id": cq.id,
+        "address": cq.address,
+        "size": cq.size,
+        "vector": cq.vector,
+        "interrupts": cq.interrupts,
+        "head": cq.known_head,
+        "tail": cq.tail,
+        "phase": cq.phase,
+        "doorbell": load32(cq.doorbell),
+        "owed": [[c.result, c.sq_head, c.sq_id, c.cid, c.status] for c in cq.owed],
+    }
+
+
+def _restore_cq(state: State, saved: Saved) -> None:
+    qid, size, address = _queue(state, saved, state.completion)
+    cq = state.completion[qid] = CompletionQueue(
+        *state.plane.record_of_cq(qid),
+        id=qid,
+        address=address,
+        size=size,
+        vector=_within(saved["vector"], 0, max(0, state.limits.vectors - 1)),
+        interrupts=bool(saved["interrupts"]),
+    )
+    cq.go_on(_within(saved["head"], 0, size - 1), _within(saved["tail"], 0, size - 1), saved["phase"] & 1)
+    store32(cq.doorbell, saved["doorbell"] & 0xFFFF_FFFF)
+    for result, sq_head, sq_id, cid, status in saved["owed"]:
+        cq.owed.append(Completion(result, sq_head, sq_id, cid, status, phase=0))
+
+
+def _save_sq(sq: SubmissionQueue) -> Saved:
+    return {
+        "id": sq.id,
+        "address": sq.address,
+        "size": sq.size,
+        "cq": sq.cq.id,
+        "head": sq.head,
+        "tail": sq.tail,
+        "doorbell": load32(sq.doorbell),
+        "aborted": sorted(sq.aborted),
+    }
+
+
+def _restore_sq(state: State, saved: Saved) -> None:
+    qid, size, address = _queue(state, saved, state.submission)
+    cq = state.completion[saved["cq"]]
+    cq.submitters += 1
+    sq = state.submission[qid] = SubmissionQueue(
+        *state.plane.record_of_sq(qid), id=qid, address=address, size=size, cq=cq
+    )
+    sq.go_on(_within(saved["head"], 0, size - 1), _within(saved["tail"], 0, size - 1))
+    store32(sq.doorbell, saved["doorbell"] & 0xFFFF_FFFF)
+    sq.aborted = frozenset(int(cid) for cid in saved["aborted"])
+
+
+def _queue(state: State, saved: Saved, queues: Mapping[int, object]) -> tuple[int, int, int]:
+    """A queue's identifier, which is free, its entries, and its address."""
+    qid = _within(saved["id"], 0, state.limits.io_queues)
+    if qid in queues:
+        raise StateError(f"the state has two queues {qid}")
+    most = state.limits.queue_entries if qid else 4096
+    return qid, _within(saved["size"], 2, most), _within(saved["address"], 0, (1 << 64) - 1)
+
+
+def _save_events(state: State) -> Saved:
+    events = state.events
+    return {
+        "parked": list(events.parked),
+        "waiting": [[event.type, event.info, event.log] for event in events.waiting],
+        "masked": sorted(events.masked),
+        "endings": [[cid, status, result] for cid, status, result in events.endings],
+    }
+
+
+def _restore_events(state: State, saved: Saved) -> None:
+    events = state.events
+    for cid in saved["parked"]:
+        if len(events.parked) >= events.limit:
+            raise StateError(f"the state has more than {events.limit} event requests")
+        events.parked.append(_within(cid, 0, 0xFFFF))
+    for kind, info, log in saved["waiting"]:
+        events.post(Event(EventType(kind), _within(info, 0, 0xFF), LogId(log)))
+    events.masked |= {EventType(kind) for kind in saved["masked"]}
+    for cid, status, result in saved["endings"]:
+        events.endings.append((_within(cid, 0, 0xFFFF), Status(status), int(result)))
+
+
+def _within(value: int, low: int, high: int) -> int:
+    if not low <= value <= high:
+        raise StateError(f"the state has {value} where {low} to {high} can be")
+    return value
