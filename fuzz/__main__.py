@@ -76,7 +76,7 @@ def search(name: str, seconds: int) -> int:
         executed += sum(map(int, re.findall(r"number_of_executed_units: (\d+)", text)))
         features = max([features, *map(int, re.findall(r"\bft: (\d+)", text))])
         new = sorted({*findings(folder)} - before)
-        if any([forget_pause(name, path) for path in new]):
+        if any(forget_pause(name, path) for path in new):
             status, new = 0, sorted({*findings(folder)} - before)
     says = f"{name}: {executed} inputs, {features} features reached"
     print(f"{says}; {len(new)} findings" if new or status else f"{says}; nothing found", flush=True)
