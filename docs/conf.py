@@ -17,7 +17,9 @@ extensions = [
     "sphinx.ext.apidoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
+    "capture",
     "commands",
+    "layout_table",
     "points_table",
     "profiles_table",
 ]
