@@ -49,7 +49,6 @@ from outboard.protocol.messages import (
     RegionWrite,
     RegionWriteMulti,
     RegionWriteMultiReply,
-    RegionWriteReply,
     SetIrqs,
     SetIrqsFlag,
     Version,
@@ -193,7 +192,7 @@ LAYOUTS: dict[str, tuple[Field, ...]] = {
 }
 """Every structure, by the name of its class where it has one of its own."""
 
-FEATURE_DATA = {
+FEATURE_DATA: dict[int, str] = {
     Feature.MIGRATION: "MigrationFlags",
     Feature.MIG_DEVICE_STATE: "DeviceState",
     Feature.DMA_LOGGING_START: "LoggingStart",
@@ -299,8 +298,7 @@ def walk_transfer(kind: type[Message], payload: bytes) -> Iterator[tuple[str, in
 
 def walk_feature(flags: int, data: bytes) -> Iterator[tuple[str, int]]:
     """The data of a feature."""
-    number = flags & FeatureFlag.FEATURE_MASK
-    name = FEATURE_DATA.get(Feature(number)) if number in set(Feature) else None
+    name = FEATURE_DATA.get(flags & int(FeatureFlag.FEATURE_MASK))
     if name is None or len(data) < size_of(name):
         yield "data", len(data)
         return
