@@ -13,8 +13,10 @@ UV     := $(shell command -v uv)
 DATA_PLANE_TESTS := tests/devices/nvme/datapath $(addprefix tests/native/test_,$(addsuffix .py,\
 	libc memory poller ring translation uring uring_kernels))
 
+SECONDS ?= 60
+
 .DEFAULT_GOAL := help
-.PHONY: demo test coverage check bench tables docs soak lock format clean help
+.PHONY: demo test coverage check fuzz bench tables docs soak lock format clean help
 
 demo: $(READY)  ## boot a Linux guest whose NVMe disk is served by outboard, and let it prove the disk
 	$(BIN)/outboard demo
@@ -34,6 +36,9 @@ check: $(READY)  ## formatting, lint, types, floors of the house, house rules, d
 	$(BIN)/python -m tools.check_house
 	$(BIN)/python -m tools.points --check
 	$(MAKE) --no-print-directory docs
+
+fuzz: $(READY)  ## let atheris look for inputs that break codec, server, client, proxy: SECONDS=60 each
+	$(BIN)/python -m fuzz --seconds $(SECONDS)
 
 bench: $(READY)  ## run every benchmark in its quick form, one table each
 	@for file in bench/[a-z]*.py; do \
@@ -62,7 +67,7 @@ lock: $(READY)  ## compute the locked environment anew from pyproject.toml
 		--generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate --no-header --upgrade --quiet -o $(LOCK)
 
 clean:  ## remove everything that was made
-	rm -rf $(VENV) docs/_build docs/reference/api dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage
+	rm -rf $(VENV) docs/_build docs/reference/api dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage .fuzz
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:  ## this list

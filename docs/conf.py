@@ -22,6 +22,7 @@ extensions = [
     "layout_table",
     "points_table",
     "profiles_table",
+    "suite_table",
 ]
 # Tables that a page includes.
 exclude_patterns = ["_build", "reference/measured"]

@@ -10,7 +10,8 @@ The package, from the bottom up::
     device, storage        the class authors subclass; what is behind a disk
     server, client         serve() a device to a VMM; be the VMM
     devices, drivers       an NVMe controller, ...; user-space drivers
-    trace                  captures: the file, what it says in words, timeline
+    conformance            judges any server and any client, on the wire
+    trace                  captures and what they say, a proxy that makes them, replay, timeline
     testing                TestClient, faults, guest virtual machines
     cli                    the `outboard` command
 """

@@ -15,12 +15,14 @@ import os
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+from dataclasses import replace
+from typing import Protocol
 
-from outboard.dirty_pages import PAGE, DirtyPages, Report
+from outboard.dirty_pages import PAGE, Report
 from outboard.errors import DmaForbidden, DmaUnmapped, RequestRefused
-from outboard.guest_files import GuestFile, GuestFiles, InPlace, UnmappedFile
+from outboard.guest_files import GuestFile, GuestFiles, UnmappedFile
+from outboard.guest_ranges import Mapping as Mapping
+from outboard.guest_ranges import Range, View
 from outboard.native import guard
 from outboard.native.translation import READ, WRITE, Translation
 
@@ -33,27 +35,6 @@ MAX_MESSAGE_TRANSFER = 64 << 20
 """Bytes one `read` or `write` moves where memory is not mapped: it claims any size, and reading allocates."""
 
 
-@dataclass(frozen=True, slots=True)
-class Mapping:
-    """A range of guest memory: `size` bytes at IOVA `address`.
-
-    `readable` and `writable` are the device's rights. With `fd`, the range is the file's bytes from
-    `offset` on, mapped or, with `file_io`, read and written in place; without, it is reached by messages.
-    """
-
-    address: int
-    size: int
-    readable: bool = True
-    writable: bool = True
-    fd: int | None = None
-    offset: int = 0
-    file_io: bool = False
-
-    def __str__(self) -> str:
-        rights = ("r" if self.readable else "-") + ("w" if self.writable else "-")
-        return f"{self.size:#x} bytes at {self.address:#x} ({rights})"
-
-
 class RemoteMemory(Protocol):
     """Reaches the client's memory by messages (DMA_READ, DMA_WRITE)."""
 
@@ -62,44 +43,6 @@ class RemoteMemory(Protocol):
 
     def write(self, address: int, data: bytes) -> None:
         """Stores `data` at IOVA `address`."""
-
-
-class _Range:
-    """A mapped range, what is behind it and the views handed out over it.
-
-    It is reached by its mapped ``file`` or ``in_place``; both None: by messages.
-    """
-
-    __slots__ = ("backing", "base", "dirty", "end", "file", "in_place", "mapping", "start", "views")
-
-    def __init__(self, mapping: Mapping, backing: GuestFile | UnmappedFile | None) -> None:
-        self.mapping = mapping
-        self.start = mapping.address
-        self.end = mapping.address + mapping.size
-        self.base = mapping.offset - mapping.address
-        self.backing = backing
-        self.file = backing if isinstance(backing, GuestFile) else None
-        self.in_place = InPlace(backing, self.base) if isinstance(backing, UnmappedFile) else None
-        self.views: list[_View] = []
-        self.dirty: DirtyPages | None = None
-
-    def live_views(self) -> "list[_View]":
-        """The views that are still in use."""
-        return [view for view in self.views if _usable(view.memory())]
-
-    def mark_views(self) -> None:
-        """What can be written through a view without our knowledge counts as written."""
-        if self.dirty is not None:
-            for view in self.live_views():
-                self.dirty.mark(view.address, view.writable_size)
-
-
-class _View(NamedTuple):
-    """A view handed out: what it shows is writable for ``writable_size`` bytes at IOVA ``address``."""
-
-    memory: weakref.ref[memoryview]
-    address: int
-    writable_size: int
 
 
 class GuestMemory:
@@ -133,7 +76,7 @@ class GuestMemory:
         self.logging = False
         self._enabled = True
         self._stopped = False
-        self._ranges: list[_Range] = []
+        self._ranges: list[Range] = []
         self._starts: list[int] = []
         self._files = GuestFiles()
         self._translation: Translation | None = None
@@ -207,7 +150,7 @@ class GuestMemory:
             if mapping.fd is not None:
                 with suppress(OSError):
                     os.close(mapping.fd)
-        entry = _Range(replace(mapping, fd=None), backing)
+        entry = Range(replace(mapping, fd=None), backing)
         at = bisect.bisect_right(self._starts, mapping.address)
         for other in self._ranges[max(at - 1, 0) : at + 1]:
             if other.start < entry.end and entry.start < other.end:
@@ -230,7 +173,11 @@ class GuestMemory:
             self._ranges.insert(at, entry)
             self._translate(entry)
             if self.logging:
-                self._log(entry)
+                try:
+                    self._log(entry)
+                except RequestRefused:
+                    self._remove(at)
+                    raise
 
     def unmap(self, address: int, size: int) -> Mapping:
         """Removes the range that is exactly `size` bytes at `address`, and kills the views over it.
@@ -274,7 +221,7 @@ class GuestMemory:
             view = view.toreadonly()
         if len(entry.views) > 64:
             entry.views = entry.live_views()
-        entry.views.append(_View(weakref.ref(view), address, size if writable else 0))
+        entry.views.append(View(weakref.ref(view), address, size if writable else 0))
         if writable and entry.dirty is not None:
             entry.dirty.mark(address, size)
         return view
@@ -327,21 +274,23 @@ class GuestMemory:
     def start_log(self) -> None:
         """From now on each page that the device writes is remembered, until `take_dirty` has reported it.
 
-        What goes by message is left out: there the client itself writes.
+        What goes by message is left out: there the client itself writes. Raises RequestRefused (ENOMEM) if
+        there is no memory to remember it in.
         """
         with self._unused():
+            try:
+                for entry in self._ranges:
+                    self._log(entry)
+            except RequestRefused:
+                self._forget_log()
+                raise
             self.logging = True
-            for entry in self._ranges:
-                self._log(entry)
 
     def stop_log(self) -> None:
         """Pages are remembered no longer, and those that were are forgotten."""
         with self._unused():
             self.logging = False
-            for entry in self._ranges:
-                entry.dirty = None
-                if self._translation is not None:
-                    self._translation.log(entry.start, 0)
+            self._forget_log()
 
     def take_dirty(self, address: int, size: int, page_size: int = PAGE) -> bytes:
         """What the device has written since the last time, of ``size`` bytes at IOVA ``address``.
@@ -360,12 +309,16 @@ class GuestMemory:
             report.add(start, pages)
         return report.bitmap
 
-    def _log(self, entry: _Range) -> None:
-        if entry.backing:
-            entry.dirty = DirtyPages(entry.start, entry.mapping.size)
-            entry.mark_views()
-            if self._translation is not None and entry.file:
-                self._translation.log(entry.start, entry.dirty.address)
+    def _forget_log(self) -> None:
+        for entry in self._ranges:
+            entry.dirty = None
+            if self._translation is not None:
+                self._translation.log(entry.start, 0)
+
+    def _log(self, entry: Range) -> None:
+        entry.remember()
+        if entry.dirty is not None and self._translation is not None and entry.file:
+            self._translation.log(entry.start, entry.dirty.address)
 
     @contextmanager
     def _unused(self) -> Iterator[None]:
@@ -389,7 +342,7 @@ class GuestMemory:
                     entry.mapping,
                 )
 
-    def _translate(self, entry: _Range) -> None:
+    def _translate(self, entry: Range) -> None:
         if self._translation is not None and entry.file is not None:
             self._translation.add(
                 entry.start,
@@ -404,13 +357,13 @@ class GuestMemory:
         entry = self._ranges.pop(at)
         if self._translation is not None:
             self._translation.remove(entry.start)
-        _kill_views(entry)
+        entry.kill_views()
         if entry.backing:
             entry.backing.ranges -= 1
             self._files.release(entry.backing)
         return entry.mapping
 
-    def _find(self, address: int, size: int, write: bool, doing: str) -> _Range:
+    def _find(self, address: int, size: int, write: bool, doing: str) -> Range:
         """The range in which `address` lies, with the device's right to it checked."""
         if guard.total() != self._faults:
             self._report_torn()
@@ -431,9 +384,9 @@ class GuestMemory:
             raise _forbidden(doing, address, size, f" is not allowed: mapped are {entry.mapping}")
         return entry
 
-    def _split(self, address: int, size: int, write: bool, doing: str) -> Iterator[tuple[_Range, int, int]]:
+    def _split(self, address: int, size: int, write: bool, doing: str) -> Iterator[tuple[Range, int, int]]:
         """The pieces (range, address, count) of an access, all of them checked before the first is given."""
-        pieces: list[tuple[_Range, int, int]] = []
+        pieces: list[tuple[Range, int, int]] = []
         at, left = address, size
         while left or not pieces:
             entry = self._find(at, left, write, doing)
@@ -446,7 +399,7 @@ class GuestMemory:
             left -= count
         return iter(pieces)
 
-    def _reach(self, part: _Range, address: int, size: int) -> RemoteMemory:
+    def _reach(self, part: Range, address: int, size: int) -> RemoteMemory:
         """What reads and writes a range that is not mapped."""
         if part.in_place is not None:
             return part.in_place
@@ -476,25 +429,3 @@ class GuestMemory:
 
 def _forbidden(doing: str, address: int, size: int, reason: str) -> DmaForbidden:
     return DmaForbidden(f"{doing} {size:#x} bytes at {address:#x}{reason}", address=address, size=size)
-
-
-def _usable(view: memoryview | None) -> bool:
-    """Whether a view is still held by someone and not released."""
-    if view is None:
-        return False
-    try:
-        return view.nbytes >= 0
-    except ValueError:
-        return False
-
-
-def _kill_views(entry: _Range) -> None:
-    for handed_out in entry.views:
-        if (view := handed_out.memory()) is not None:
-            try:
-                view.release()
-            except BufferError:
-                log.error(
-                    "something (an array?) still uses a DMA view of %s, which the client has unmapped",
-                    entry.mapping,
-                )

@@ -13,6 +13,7 @@ import fcntl
 import logging
 import mmap
 import os
+import resource
 import stat
 import weakref
 
@@ -22,6 +23,12 @@ from outboard.native.memory import address_of
 
 log = logging.getLogger(__name__)
 
+MAX_FILES = 8192
+"""Files a client may have in use at once: an eighth of what Linux lets a process map (vm.max_map_count).
+SPDK's memory is a file for every 2 MiB. Python keeps a descriptor of each, so it is never more than half of
+what `ulimit -n` allows."""
+MAX_FILE_BYTES = 1 << 43
+"""Bytes these files may have together: a sixteenth of the addresses a process has; files may be sparse."""
 MAX_OFFSET = (1 << 63) - 1
 
 
@@ -55,6 +62,8 @@ class UnmappedFile:
     """A file that is read and written by system calls, through a descriptor of its own."""
 
     __slots__ = ("fd", "key", "ranges")
+    length = 0
+    """Bytes it has mapped."""
 
     def __init__(self, key: tuple[int, int, int] | None, fd: int) -> None:
         self.key = key
@@ -118,6 +127,8 @@ class GuestFiles:
 
     def __init__(self) -> None:
         self._files: dict[tuple[int, int, bool], GuestFile] = {}
+        self._count = self._bytes = 0
+        self._most = min(MAX_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
         self._unmapped: dict[tuple[int, int, int], UnmappedFile] = {}
 
     def open(self, fd: int, offset: int, size: int, *, writable: bool) -> GuestFile:
@@ -141,11 +152,14 @@ class GuestFiles:
         key = (status.st_dev, status.st_ino, access == os.O_RDWR)
         file = self._files.get(key)
         if file is None or file.length < offset + size:
+            self._check_room(status.st_size)
             try:
                 file = GuestFile(key, fd, status.st_size)
             except (OSError, ValueError, OverflowError) as error:
                 raise RequestRefused(f"its descriptor cannot be mapped ({error})") from error
             self._files[key] = file
+            self._count += 1
+            self._bytes += file.length
         return file
 
     def open_unmapped(
@@ -176,6 +190,7 @@ class GuestFiles:
         key = (status.st_dev, status.st_ino, flags) if stat.S_ISREG(status.st_mode) else None
         file = self._unmapped.get(key) if key else None
         if file is None:
+            self._check_room(0)
             try:
                 os.pwrite(fd, b"", offset) if access == os.O_WRONLY else os.pread(fd, 0, offset)
                 file = UnmappedFile(key, fd)
@@ -183,6 +198,7 @@ class GuestFiles:
                 raise RequestRefused(
                     f"its descriptor cannot be read at a place ({error.strerror})"
                 ) from error
+            self._count += 1
             if key:
                 self._unmapped[key] = file
         return file
@@ -196,4 +212,16 @@ class GuestFiles:
                 del self._unmapped[file.key]
         elif self._files.get(file.key) is file:
             del self._files[file.key]
+        self._count -= 1
+        self._bytes -= file.length
         file.close()
+
+    def _check_room(self, length: int) -> None:
+        """Raises RequestRefused (ENOSPC) if a file, of ``length`` bytes to be mapped, is one too many."""
+        if self._count >= self._most or self._bytes + length > MAX_FILE_BYTES:
+            raise RequestRefused(
+                f"{self._count} files of {self._bytes:#x} bytes are in use already, this one has {length:#x}:"
+                f" at most {self._most} files of {MAX_FILE_BYTES:#x} bytes can be (half of `ulimit -n`, and"
+                f" no more than {MAX_FILES})",
+                errno=errno.ENOSPC,
+            )

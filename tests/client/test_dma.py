@@ -228,3 +228,28 @@ def test_an_array_over_memory_outlives_the_client() -> None:
         array = (ctypes.c_ubyte * 4).from_buffer(client.memory(SIZE, BASE).view)
     array[0] = 7
     assert array[0] == 7
+
+
+def test_memory_that_a_server_takes_in_anothers_place_replaces_it(play: Stage) -> None:
+    """A server that refuses an unmap, and then a map of the same range not."""
+
+    def script(peer: RawPeer) -> None:
+        greet(peer)
+        for command in iter(peer.receive, None):
+            if command.command == raw.DMA_UNMAP:
+                peer.send(raw.error_reply(command, 5))
+                break
+            answer(peer, command, b"")
+        serve_plainly(peer, bytes(4096))
+
+    before = raw.open_descriptors()
+    with Client(play(script)) as client:
+        first = client.memory(4096, 0x1000)
+        with pytest.raises(RemoteError):
+            first.unmap()
+        second = client.memory(4096, 0x1000)
+        assert (first.fd, client._memory.blocks) == (-1, {0x1000: second})
+        second.unmap()
+        first.close()
+    play.end()
+    assert raw.open_descriptors() == before

@@ -219,3 +219,23 @@ assert kept.torn == ()
 """,
         compiled=compiled,
     )
+
+
+def test_a_file_full_of_holes_does_not_use_up_the_processs_mappings(compiled: bool) -> None:
+    printed = output(
+        """
+guard.HOLES
+pages = 3 * guard.HOLES
+guest = torn(size=pages * PAGE, keep=0)
+def mappings():
+    return len(open("/proc/self/maps").readlines())
+before = mappings()
+for page in range(0, pages, 2):  # neighbours would become one mapping
+    guest.write(0x10000 + page * PAGE, b"lost")
+    assert mappings() - before < 2 * guard.HOLES + 100 if page % 1000 == 0 else True
+assert mappings() - before < 10
+print("alive")
+""",
+        compiled=compiled,
+    )
+    assert "alive" in printed

@@ -24,6 +24,8 @@ from outboard.errors import OutboardError, RequestRefused
 
 ROM_IMAGE = b"\x55\xaa" + bytes(range(256)) * 15
 READ, WRITE, MMAP = 1, 2, 4
+MOST_WRITTEN = 128 << 20
+"""Bytes a guest may have the gadget make up."""
 
 
 class Gadget(Device):
@@ -98,7 +100,8 @@ class Gadget(Device):
 
     @dma_write.on_write
     def write_soon(self, fill: int) -> None:
-        self.call_soon(lambda: self.transfer(bytes([fill & 0xFF]) * self.dma_count))
+        count = min(self.dma_count, MOST_WRITTEN)
+        self.call_soon(lambda: self.transfer(bytes([fill & 0xFF]) * count))
 
     @dawdle.on_write
     def take_long(self, _: int) -> None:

@@ -249,7 +249,6 @@ def test_a_bad_stream_is_an_error_that_a_reset_ends(served: Callable[[Device], C
     good = device.save_state()
     with served(device) as client:
         for bad in (
-            b"",
             b"nonsense",
             good[:-1],
             good + b"x",

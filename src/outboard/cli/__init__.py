@@ -9,8 +9,11 @@ COMMANDS = {
     "nvme": "Serve an NVMe controller.",
     "qemu": "Run QEMU with devices of outboard in it.",
     "bench": "Measure any NVMe controller behind a vfio-user socket.",
+    "proxy": "Stand between a VMM and any server: record, decode, break on purpose.",
+    "replay": "Say again what a recorded client said, and compare the answers.",
     "trace": "Print a capture of vfio-user messages, decoded.",
     "identify": "Tell what is behind a socket.",
+    "conformance": "Judge any vfio-user server, or any client, point by point.",
     "doctor": "Tell what this machine lacks, and what mends it.",
 }
 """The commands and what each does; ``outboard.cli.NAME`` has a function ``NAME``."""

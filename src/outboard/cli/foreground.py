@@ -1,11 +1,13 @@
 """Serving in the foreground, as back-end programs do: until Ctrl-C or SIGTERM, then a clean end."""
 
-import logging
+import resource
 import signal
 from pathlib import Path
 
 from rich.console import Console
 
+from outboard.cli.access import Access
+from outboard.cli.log import log_to_stderr
 from outboard.cli.qemu_command import device_argument, shell
 from outboard.device import DeviceContract
 from outboard.errors import SetupError
@@ -19,6 +21,7 @@ def serve_in_foreground(
     socket: Path | None,
     fd: int | None,
     *,
+    access: Access,
     title: str,
     bootable: bool = False,
     profile: ProfileName = "auto",
@@ -30,13 +33,20 @@ def serve_in_foreground(
     """
     if (socket is None) == (fd is None):
         raise SetupError("a device needs a place to listen on: give one of --socket PATH and --fd N")
-    logging.basicConfig(level=logging.INFO, format="outboard: %(message)s")
-    server = Server(device, socket, fd=fd, profile=profile)
+    log_to_stderr()
+    allow_descriptors()
+    server = Server(device, socket, fd=fd, profile=profile, **access.options())
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.stop())
     with server:
         announce(title, socket, bootable)
         server.serve_forever()
+
+
+def allow_descriptors() -> None:
+    """As many descriptors as we may have at all: the usual 1024 are for programs that call select()."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def announce(title: str, socket: Path | None, bootable: bool) -> None:

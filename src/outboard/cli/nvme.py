@@ -5,6 +5,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from outboard.cli.access import ANYONE, Access
 from outboard.cli.data_plane import prepare_data_plane
 from outboard.cli.foreground import serve_in_foreground
 from outboard.cli.namespaces import controller, serial_of
@@ -26,6 +27,7 @@ def nvme(
     spin: int = Tuning.spin,
     nap: int = Tuning.longest_poll,
     profile: ProfileName = "auto",
+    access: Access = ANYONE,
 ) -> None:
     """Serve an NVMe controller.
 
@@ -69,6 +71,8 @@ def nvme(
         Microseconds between looks at mapped doorbells after a while without commands, at most.
     profile
         What clients are taken for. auto: what their first message says.
+    access
+        Who may connect.
     """
     if serial is None and socket is not None:
         serial = serial_of(socket)
@@ -78,4 +82,4 @@ def nvme(
     tuning = Tuning(pollers=count, spin=spin, longest_poll=nap)
     device = controller(namespace, serial=serial, vectors=vectors, doorbells=doorbells, tuning=tuning)
     title = f"serving an NVMe controller ({', '.join(namespace)})"
-    serve_in_foreground(device, socket, fd, title=title, bootable=True, profile=profile)
+    serve_in_foreground(device, socket, fd, access=access, title=title, bootable=True, profile=profile)

@@ -5,6 +5,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from outboard.cli.access import ANYONE, Access
 from outboard.cli.data_plane import prepare_data_plane
 from outboard.cli.device_file import load_device
 from outboard.cli.foreground import serve_in_foreground
@@ -19,6 +20,7 @@ def serve(
     socket: Annotated[Path | None, Parameter(alias="--socket-path")] = None,
     fd: int | None = None,
     profile: ProfileName = "auto",
+    access: Access = ANYONE,
 ) -> None:
     """Serve a device that a Python file describes.
 
@@ -43,9 +45,12 @@ def serve(
         Listen on this inherited descriptor instead; a connected one serves that one client.
     profile
         What clients are taken for. auto: what their first message says.
+    access
+        Who may connect.
     """
     known = len(ENTRIES)
     served = load_device(device)
     # What the file brought is compiled now, not while a client waits.
     prepare_data_plane(*ENTRIES[known:])
-    serve_in_foreground(served, socket, fd, title=f"serving {type(served).__name__}", profile=profile)
+    title = f"serving {type(served).__name__}"
+    serve_in_foreground(served, socket, fd, access=access, title=title, profile=profile)

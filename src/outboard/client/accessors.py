@@ -4,7 +4,11 @@ import mmap
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
+from outboard.native.guard import Guarded
 from outboard.native.memory import address_of
+
+MAX_AREAS = 1024
+"""Mappable areas of a region: a server that names more of them could use up the process's mappings."""
 
 
 class Accessor(ABC):
@@ -78,17 +82,28 @@ class RegionAccess(Accessor):
 class MappedRegion(Accessor):
     """The areas of a region that the server lets its client map: memory shared with the device.
 
-    ``areas`` are (offset, size) in the region. A context manager that unmaps.
+    ``areas`` are (offset, size) in the region. A context manager that unmaps. What the server takes away
+    from its file later reads as zeros. Raises ValueError for more than `MAX_AREAS`, or one that the file does
+    not have; OSError if it cannot be mapped.
     """
 
     def __init__(self, fds: Sequence[int], base: int, areas: Sequence[tuple[int, int]]) -> None:
         self.areas = tuple(areas)
         self.closed = False
         self._maps: list[tuple[int, int, mmap.mmap]] = []
-        for number, (offset, size) in enumerate(self.areas):
-            fd = fds[number] if len(fds) == len(self.areas) else fds[0]
-            if size:  # mmap would take 0 for the whole file
-                self._maps.append((offset, offset + size, mmap.mmap(fd, size, offset=base + offset)))
+        self._guards: list[Guarded] = []
+        if len(self.areas) > MAX_AREAS:
+            raise ValueError(f"{len(self.areas)} areas are to be mapped, {MAX_AREAS} at most")
+        try:
+            for number, (offset, size) in enumerate(self.areas):
+                fd = fds[number] if len(fds) == len(self.areas) else fds[0]
+                if size:  # mmap would take 0 for the whole file
+                    memory = mmap.mmap(fd, size, offset=base + offset)
+                    self._maps.append((offset, offset + size, memory))
+                    self._guards.append(Guarded(address_of(memory), size))
+        except BaseException:
+            self.close()
+            raise
 
     def read(self, offset: int, size: int) -> bytes:
         """The `size` bytes at `offset`; raises IndexError outside the mapped areas."""
@@ -113,7 +128,10 @@ class MappedRegion(Accessor):
         self.closed = True
         for _, _, memory in self._maps:
             memory.close()
+        for guard in self._guards:
+            guard.release()
         self._maps.clear()
+        self._guards.clear()
 
     def __enter__(self) -> "MappedRegion":
         return self

@@ -270,7 +270,7 @@ class Client:
 
         def unmap() -> None:
             self.dma_unmap(start, size)
-            del self._memory.blocks[start]
+            self._memory.blocks.pop(start, None)
 
         ram = GuestRam(start, size, shared=shared, readable=readable, writable=writable, unmap=unmap)
         try:
@@ -279,6 +279,8 @@ class Client:
         except BaseException:
             ram.close()
             raise
+        if (replaced := self._memory.blocks.get(start)) is not None:
+            replaced.close()  # the server has taken the new one for the old one's place
         self._memory.blocks[start] = ram
         return ram
 

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 
 from outboard.descriptors import close_all
 from outboard.errors import ConnectionLost, RemoteProtocolError, RequestRefused
+from outboard.native.guard import Guarded
+from outboard.native.memory import address_of
 from outboard.pci.eventfd import EventFd
 from outboard.protocol.messages import IoFdFlag, IoFdType, IoSubRegion, RegionIoFds
 
@@ -147,6 +149,7 @@ class _Descriptors:
         self._fds = tuple(fds)
         self._events: dict[int, EventFd] = {}
         self._memories: dict[int, mmap.mmap] = {}
+        self._guards: list[Guarded] = []
 
     def event(self, index: int, where: str) -> EventFd:
         """Descriptor `index` as an eventfd."""
@@ -161,7 +164,8 @@ class _Descriptors:
         """Descriptor `index` as shared memory, the whole of it."""
         if index not in self._memories:
             try:
-                self._memories[index] = mmap.mmap(self._find(index, where), 0)
+                memory = self._memories[index] = mmap.mmap(self._find(index, where), 0)
+                self._guards.append(Guarded(address_of(memory), len(memory)))
             except (OSError, ValueError) as error:
                 raise RemoteProtocolError(f"{where}: its shadow cannot be mapped: {error}") from error
         return self._memories[index]
@@ -170,10 +174,12 @@ class _Descriptors:
         """Closes and unmaps everything."""
         for memory in self._memories.values():
             memory.close()
+        for guard in self._guards:
+            guard.release()
         for event in self._events.values():
             event.close()
         close_all(fd for index, fd in enumerate(self._fds) if index not in self._events)
-        self._fds, self._events, self._memories = (), {}, {}
+        self._fds, self._events, self._memories, self._guards = (), {}, {}, []
 
     def _find(self, index: int, where: str) -> int:
         if index >= len(self._fds):

@@ -16,6 +16,7 @@ from outboard.client.twin import Twin, twin_of
 from outboard.descriptors import close_all
 from outboard.errors import ConnectionLost, OutboardError, PeerTimeout, RemoteError, RemoteProtocolError
 from outboard.protocol import (
+    RULES,
     Capabilities,
     ClientConnection,
     ErrorReply,
@@ -26,6 +27,7 @@ from outboard.protocol import (
     Reply,
     Request,
 )
+from outboard.protocol.connection import MAX_ERRNO
 from outboard.protocol.messages import DmaRead, DmaReadReply, DmaWrite, DmaWriteReply, Version
 
 AHEAD = 64
@@ -166,7 +168,7 @@ class Link:
             if isinstance(refusal, ErrorReply):
                 for reply in answers:
                     close_all(reply.fds)
-                reason = os.strerror(refusal.errno) if refusal.errno else "no reason given"
+                reason = _reason(refusal.errno)
                 raise RemoteError(f"the server refuses {name}: {reason}", command=name, errno=refusal.errno)
         return replies
 
@@ -174,8 +176,13 @@ class Link:
         events: Iterator[Event] = iter(())
         try:
             events = iter(self._connection.feed(*self._transport.receive(timeout)))
+            began = time.monotonic()
             for event in events:
                 self._handle(event)
+                # Commands of the server come by the thousand at once, and to answer each may take its time.
+                if self.timeout is not None and time.monotonic() - began > self.timeout:
+                    self.close()
+                    raise PeerTimeout(f"answering the server's own commands took over {self.timeout:g} s")
         except ConnectionLost:
             self.close()
             self._connection.eof()
@@ -190,6 +197,9 @@ class Link:
     def _handle(self, event: Event) -> None:
         match event:
             case Reply() | ErrorReply():
+                if isinstance(event, ErrorReply) or not RULES[event.command].reply_fds:
+                    close_all(event.fds)
+                    event.fds = ()
                 self._replies[event.message_id] = event
             case Request():
                 close_all(event.fds)
@@ -242,3 +252,10 @@ class Link:
     def _check_open(self) -> None:
         if self._closed:
             raise ConnectionLost("the connection to the server is closed; connect again")
+
+
+def _reason(number: int) -> str:
+    """What a server's errno says; it may be any 32 bits."""
+    if not number:
+        return "no reason given"
+    return os.strerror(number) if number <= MAX_ERRNO else f"errno {number:#x}, which means nothing"

@@ -4,6 +4,7 @@ import mmap
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from fcntl import F_ADD_SEALS, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK, fcntl
 
 from outboard.errors import DmaForbidden, DmaUnmapped
 from outboard.native.memory import address_of
@@ -31,9 +32,11 @@ class GuestRam:
         self.shared = shared
         self.readable = readable
         self.writable = writable
-        self.fd = os.memfd_create("outboard-guest-ram", os.MFD_CLOEXEC)
+        self.fd = os.memfd_create("outboard-guest-ram", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.truncate(self.fd, size)
+            # A server that shrank it would end us by SIGBUS.
+            fcntl(self.fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
             self._map = mmap.mmap(self.fd, size)
         except BaseException:
             os.close(self.fd)

@@ -21,7 +21,7 @@ class Transport(Protocol):
     def send(self, data: bytes, fds: Sequence[int] = (), timeout: float | None = None) -> None:
         """Sends all of `data`; `fds` (which stay the caller's) ride on its first byte.
 
-        Raises ConnectionLost, and PeerTimeout when the server takes nothing for `timeout` seconds.
+        Raises ConnectionLost, and PeerTimeout when the server has not taken it within `timeout` seconds.
         """
 
     def receive(self, timeout: float | None) -> tuple[bytes, Sequence[int]]:
@@ -52,6 +52,10 @@ class SocketTransport:
         self._beside = -1
         self._serve: Callable[[], None] = lambda: None
 
+    def fileno(self) -> int:
+        """The socket's descriptor, to wait for."""
+        return self._socket.fileno()
+
     @classmethod
     def connect(cls, path: str | os.PathLike[str], timeout: float = 0.0) -> "SocketTransport":
         """Connects to the server at `path`, trying again for up to `timeout` seconds while none listens."""
@@ -70,17 +74,24 @@ class SocketTransport:
     def send(self, data: bytes, fds: Sequence[int] = (), timeout: float | None = None) -> None:
         """Sends all of `data`, in one call where the socket takes it; see `Transport.send`."""
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        deadline = None if timeout is None else time.monotonic() + timeout
         left = memoryview(data)
         try:
             while left:
                 try:
                     sent = self._socket.sendmsg([left], ancillary, SEND_FLAGS)
                 except BlockingIOError:
-                    self._await_room(timeout)
+                    # For all of it: a server may take a byte now and then.
+                    rest = None if deadline is None else deadline - time.monotonic()
+                    if rest is not None and rest <= 0:
+                        raise TimeoutError from None
+                    self._await_room(rest)
                     continue
                 left, ancillary = left[sent:], []
         except TimeoutError as error:
-            raise PeerTimeout(f"the server has taken no bytes for {timeout:g} s") from error
+            raise PeerTimeout(
+                f"the server has not taken the {len(data)} bytes of a message within {timeout:g} s"
+            ) from error
         except OSError as error:
             raise ConnectionLost(f"the server has gone: {error.strerror}") from error
 

@@ -41,6 +41,8 @@ COUNT, TOTAL, PREVIOUS, CURRENT, SLOTS = 0, 8, 64, 128, 192
 START, SIZE, HITS, SLOT = 0, 8, 16, 24
 CAPACITY = 65536
 """Linux lets a process map no more files than that."""
+HOLES = 4096
+"""Missing pages that get zeros one by one: each may be one more mapping of the process."""
 
 SIGBUS = int(signal.SIGBUS)
 SI_CODE, SI_ADDR = 8, 16
@@ -74,8 +76,10 @@ def on_fault(number: int, info: int, context: int) -> int:
             size = load64(at + SIZE)
             if start <= address and address - start < size:
                 page = address // PAGESIZE * PAGESIZE
-                done = system_call(SYS_MMAP, page, PAGESIZE, READ_WRITE, FIXED_PRIVATE_ANONYMOUS, -1, 0)
-                if done < 0:  # huge pages, or too many mappings: all of it then
+                done = -1
+                if load64(at + HITS) < HOLES:
+                    done = system_call(SYS_MMAP, page, PAGESIZE, READ_WRITE, FIXED_PRIVATE_ANONYMOUS, -1, 0)
+                if done < 0:  # huge pages, or too many holes: all of it then
                     done = system_call(SYS_MMAP, start, size, READ_WRITE, FIXED_PRIVATE_ANONYMOUS, -1, 0)
                 if done >= 0:
                     store64(at + HITS, load64(at + HITS) + 1)

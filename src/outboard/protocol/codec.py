@@ -85,6 +85,11 @@ class FrameReader:
         return not self._data and not self._fds
 
     @property
+    def held(self) -> bytes:
+        """The bytes that came and are in no frame yet."""
+        return bytes(memoryview(self._data)[self._at :])
+
+    @property
     def pending_fds(self) -> tuple[int, ...]:
         """The descriptors that came and are in no frame yet."""
         return tuple(fd for _, fds in self._fds for fd in fds)

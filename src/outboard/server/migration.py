@@ -8,7 +8,7 @@ from collections import deque
 from typing import Protocol
 
 from outboard.device import DeviceContract
-from outboard.errors import OutboardError, RequestRefused, StateError
+from outboard.errors import OutboardError, RequestRefused
 from outboard.protocol.messages import MigrationFlag, MigrationState
 
 ERROR, STOP, RUNNING, STOP_COPY = (
@@ -156,12 +156,12 @@ class Migration:
             self._stream += self._device.save_state(self._sent)
 
     def _restore(self) -> None:
+        """Have the device become what came; if nothing did, the migration was given up: it stays as it is."""
         stream = self._stream
         self._forget()
         try:
-            if not stream:
-                raise StateError("no migration data came before the end of RESUMING")
-            self._device.restore_state(stream)
+            if stream:
+                self._device.restore_state(stream)
         except OutboardError:
             self.state = ERROR
             raise

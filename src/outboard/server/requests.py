@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from outboard.device import DeviceContract, Region
-from outboard.dma import Mapping
+from outboard.dma import MAX_MAPS, Mapping
 from outboard.errors import OutboardError, RequestRefused
 from outboard.pci.interrupts import IrqAction, IrqData
 from outboard.protocol import Command, Message, Request
@@ -233,6 +233,8 @@ class Requests:
             )
         if len(request.fds) > 1:
             raise RequestRefused(f"DMA_MAP takes one descriptor, {len(request.fds)} came")
+        if len(self._maps) >= MAX_MAPS and (body.address, body.size) not in self._maps:
+            raise RequestRefused(f"{MAX_MAPS} ranges are mapped already: the most", errno=errno.ENOSPC)
         fds, request.fds = request.fds, ()
         self.device.dma_map(
             Mapping(

@@ -5,17 +5,15 @@ foreground, a clean end on SIGTERM, a socket by path or by inherited descriptor.
 """
 
 import array
-import errno
 import logging
 import os
 import select
 import signal
 import socket
-import stat
 import struct
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -26,7 +24,8 @@ from typing import Self
 from outboard.descriptors import ANCILLARY, received
 from outboard.device import DeviceContract
 from outboard.errors import SetupError
-from outboard.loop import Loop
+from outboard.loop import Loop, Timer
+from outboard.server.listening import Admission, Peer, listen
 from outboard.server.profiles import OnError, Profile, ProfileName, chosen
 from outboard.server.session import Session
 
@@ -41,12 +40,17 @@ BURST_PAUSE = struct.pack("@ll", 0, 1000)
 """How long the next message of a burst is awaited in place (struct timeval: 1 ms, at least one tick)."""
 TRUNCATED = int(socket.MSG_CTRUNC)
 NO_DESCRIPTORS: tuple[int, ...] = ()
+TOO_MANY = "more descriptors came than a message may carry (253), or than this process may open (ulimit -n)"
 ACCEPT_AGAIN = 1.0
 """Seconds until a client that could not be taken is tried again: time must free a descriptor first."""
 PATIENT_BACKLOG = 1 << 20
 """Bytes of answers that wait for a client while we go on reading: it may send long before it listens."""
 MAX_BACKLOG = 64 << 20
 """Bytes of answers for which a client is dropped: what it sends at once may ask for gigabytes."""
+MAX_ANSWERS = 1 << 17
+"""Answers for which a client is dropped: the smallest has 16 bytes, and costs us twenty times that."""
+INTRODUCTION = 3.0
+"""Seconds after which a client that has not said VERSION yields to one that waits: QEMU waits for 5."""
 
 
 class Server:
@@ -61,7 +65,11 @@ class Server:
     themselves; ``on_error``, instead of what the profile says, how failed requests are answered
     (`outboard.server.profiles`).
 
-    A file left by a dead server is replaced; one with a live server is not (SetupError).
+    A file left by a dead server is replaced; one with a live server is not (SetupError). ``mode`` and
+    ``owner`` are those of the socket's file, as 0o660 and "qemu:kvm" (see `listen`). With ``allow_users`` or
+    ``allow_groups``, names or numbers, only processes of these users or in these groups are served; others
+    are let go with a line in the log. A client that has not begun to speak within ``introduction`` seconds
+    is let go once another one waits (None: never).
     """
 
     def __init__(
@@ -70,13 +78,23 @@ class Server:
         path: str | os.PathLike[str] | None = None,
         *,
         fd: int | None = None,
+        mode: int | None = None,
+        owner: str | None = None,
+        allow_users: Iterable[str | int] = (),
+        allow_groups: Iterable[str | int] = (),
+        introduction: float | None = INTRODUCTION,
         on_error: OnError | None = None,
         profile: ProfileName | Profile = "auto",
     ) -> None:
         if (path is None) == (fd is None):
             raise SetupError("a server needs a socket path or an inherited descriptor: give one of the two")
+        if path is None and (mode is not None or owner is not None):
+            raise SetupError("an inherited descriptor has its mode and owner already: give them with a path")
         self.device = device
         self.path = None if path is None else Path(path)
+        self._admission = Admission(allow_users, allow_groups)
+        self._introduction = introduction
+        self._grace: Timer | None = None
         self.loop = Loop()
         self._new_session = partial(
             Session,
@@ -93,19 +111,24 @@ class Server:
         self._outbox: deque[tuple[memoryview, Sequence[int]]] = deque()
         self._backlog = 0
         self._thread: threading.Thread | None = None
+        given: socket.socket | None = None
         try:
-            given = _listen(self.path) if self.path else socket.socket(fileno=fd)
+            given = listen(self.path, mode=mode, owner=owner) if self.path else socket.socket(fileno=fd)
             given.setblocking(False)
             if given.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
                 self._listener = given
                 self.loop.watch(given.fileno(), self._accept)
             else:
-                self._converse(given)
-        except OSError as error:
+                peer = Peer.of(given)
+                if not self._admission.admits(peer):
+                    raise SetupError(f"the inherited connection is with one that is not allowed: {peer}")
+                self._converse(given, peer)
+        except BaseException as error:
             self.loop.close()
-            raise SetupError(f"cannot listen on {self.path or fd}: {error.strerror}") from error
-        except BaseException:
-            self.loop.close()
+            if given is not None:
+                given.close()
+            if isinstance(error, OSError):
+                raise SetupError(f"cannot listen on {self.path or fd}: {error.strerror}") from error
             raise
 
     @property
@@ -169,20 +192,54 @@ class Server:
         except OSError as error:
             log.warning("a client could not be taken: %s; tried again in a second", error.strerror)
             self.loop.after(ACCEPT_AGAIN, self._listen_on)
+            return
+        peer = Peer.of(connection)
+        if self._admission.admits(peer):
+            self._converse(connection, peer)
         else:
-            self._converse(connection)
+            log.warning("refused a client that is not allowed: %s", peer)
+            connection.close()
+            self._listen_on()
 
     def _listen_on(self) -> None:
         if self._listener is not None and self._session is None:
             self.loop.watch(self._listener.fileno(), self._accept)
 
-    def _converse(self, connection: socket.socket) -> None:
+    def _converse(self, connection: socket.socket, peer: Peer) -> None:
         connection.setblocking(True)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, BURST_PAUSE)
-        log.info("a client has connected")
+        log.info("a client has connected: %s", peer)
         self._connection = connection
         self._session = self._new_session()
-        self.loop.watch(connection.fileno(), self._receive)
+        self.loop.watch(connection.fileno(), self._meet)
+        if self._listener is not None and self._introduction is not None:
+            self._grace = self.loop.after(self._introduction, self._hurry)
+
+    def _meet(self) -> None:
+        """Receives until the client has introduced itself, for which it has its time."""
+        self._receive()
+        if self._session is not None and self._session.introduced and self._connection is not None:
+            self._end_grace()
+            if not self._outbox:  # else `_send` has seen to it
+                self.loop.watch(self._connection.fileno(), self._receive)
+
+    def _hurry(self) -> None:
+        """Lets go of a client that only holds its place, once another waits for it."""
+        listener, self._grace = self._listener, None
+        self._meet()  # what has come meanwhile counts
+        if listener is None or self._session is None or self._session.introduced:
+            return
+        waiting = select.poll()
+        waiting.register(listener, select.POLLIN)
+        if waiting.poll(0):
+            self._disconnect(f"the client said no VERSION within {self._introduction:g} s, and another waits")
+        else:
+            self._grace = self.loop.after(ACCEPT_AGAIN, self._hurry)
+
+    def _end_grace(self) -> None:
+        if self._grace is not None:
+            self._grace.cancel()
+            self._grace = None
 
     def _receive(self) -> None:
         connection, session = self._connection, self._session
@@ -206,7 +263,7 @@ class Server:
         if not data or flags & TRUNCATED:
             for fd in fds:
                 os.close(fd)
-            self._disconnect("the client sent more descriptors than fit" if data else "the client has gone")
+            self._disconnect(TOO_MANY if data else "the client has gone")
             return False
         session.feed(data, fds)
         if session.closed and self._session is session:
@@ -230,8 +287,14 @@ class Server:
         # Descriptors are the device's own and outlive the wait.
         self._outbox.append((memoryview(data), fds))
         self._backlog += len(data)
-        if self._backlog > MAX_BACKLOG and self._session is not None:
-            log.warning("the client takes none of %d bytes of answers it asked for", self._backlog)
+        if (self._backlog > MAX_BACKLOG or len(self._outbox) > MAX_ANSWERS) and self._session is not None:
+            log.warning(
+                "the client takes none of %d answers (%d bytes) it asked for; %d (%d bytes) are the most",
+                len(self._outbox),
+                self._backlog,
+                MAX_ANSWERS,
+                MAX_BACKLOG,
+            )
             self._session.closed = True
         reading = self._receive if self._backlog < PATIENT_BACKLOG else None
         self.loop.watch(connection.fileno(), reading, self._flush)
@@ -295,6 +358,7 @@ class Server:
         if session is None or connection is None:
             return
         log.info("%s", why)
+        self._end_grace()
         self._session = self._connection = None
         self._outbox.clear()
         self._backlog = 0
@@ -327,38 +391,6 @@ def serve_all(devices: Mapping[str | os.PathLike[str], DeviceContract]) -> None:
         for path, device in devices.items():
             stack.enter_context(Server(device, path)).start()
         ended.get()
-
-
-def _listen(path: Path) -> socket.socket:
-    """A listening socket at `path`; a dead server's file is replaced, a live server's is not."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        if path.exists() or path.is_symlink():
-            _remove_stale(path)
-        listener.bind(os.fspath(path))
-        listener.listen(16)
-    except BaseException as error:
-        listener.close()
-        if isinstance(error, OSError) and error.errno is None:
-            raise SetupError(f"cannot listen on {path}: {error}") from error
-        raise
-    return listener
-
-
-def _remove_stale(path: Path) -> None:
-    if not stat.S_ISSOCK(path.stat().st_mode):
-        raise SetupError(f"{path} is there and is not a socket: name another path, or remove it")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(os.fspath(path))
-        except ConnectionRefusedError:
-            path.unlink(missing_ok=True)
-            return
-        except OSError as error:
-            if error.errno != errno.EAGAIN:
-                raise
-    raise SetupError(f"another server listens on {path}: stop it, or name another path")
 
 
 def _send_with(connection: socket.socket, data: bytes | memoryview, fds: Sequence[int]) -> int:

@@ -47,8 +47,8 @@ PATIENCE = 5.0
 """Seconds after which QEMU gives a request up (its x-msg-timeout)."""
 QUIESCING = frozenset({Command.DMA_MAP, Command.DMA_UNMAP, Command.DEVICE_RESET})
 """Requests for which a device has to be quiet, beside changes of its migration state."""
-MOST_HELD = 32 << 20
-"""Bytes a client may send while a request of it waits for the device to become quiet."""
+MOST_HELD, MOST_HELD_MESSAGES, MOST_HELD_FDS = 32 << 20, 1 << 16, 1024
+"""Bytes, messages and descriptors a client may send while a request of it waits for a quiet device."""
 
 
 class Session:
@@ -84,13 +84,18 @@ class Session:
         self._quiesce: Callable[[Callable[[], None]], bool] | None = getattr(device, "quiesce", None)
         self._held: Request | None = None
         self._waiting: deque[Event] = deque()
-        self._held_bytes = 0
+        self._held_bytes = self._held_fds = 0
         migration = Migration() if hasattr(device, "save_state") else None
         self._connection = ServerConnection(replace(SERVER_DEFAULTS, migration=migration))
         self._memory = MessageDma(self, self._connection, pump)
         self._requests = Requests(device)
         self._sizes = self._requests.sizes
         _optional(device, "attach", loop)
+
+    @property
+    def introduced(self) -> bool:
+        """Whether the client has said VERSION, and it was agreed."""
+        return self._is_connected
 
     def feed(self, data: bytes, fds: Sequence[int] = ()) -> None:
         """Handles what arrived; sets `closed` when the client has to go."""
@@ -183,7 +188,7 @@ class Session:
             return
         self._handle(request)
         waiting, self._waiting = tuple(self._waiting), deque()
-        self._held_bytes = 0
+        self._held_bytes = self._held_fds = 0
         self._handle_in_turn(waiting)
 
     def _keep(self, events: Sequence[Event], size: int) -> None:
@@ -194,11 +199,22 @@ class Session:
                 self._handle_other(event)
             else:
                 self._waiting.append(event)
-        if self._held_bytes > MOST_HELD:
+                self._held_fds += len(event.fds)
+        if (
+            self._held_bytes > MOST_HELD
+            or len(self._waiting) > MOST_HELD_MESSAGES
+            or self._held_fds > MOST_HELD_FDS
+        ):
             log.warning(
-                "the client sent %d bytes while its %s waits for the device",
+                "the client sent %d messages (%d bytes, %d descriptors) while its %s waits for the device;"
+                " the most are %d (%d, %d)",
+                len(self._waiting),
                 self._held_bytes,
+                self._held_fds,
                 self._held.command.name if self._held else "request",
+                MOST_HELD_MESSAGES,
+                MOST_HELD,
+                MOST_HELD_FDS,
             )
             self.closed = True
 
@@ -263,7 +279,10 @@ class Session:
     def _refusal(self, request: Request, error: Exception) -> bytes:
         """The error reply to a request that failed; whose fault it was goes to the log."""
         if isinstance(error, OutboardError):
-            log.warning("%s refused (%s fault): %s", request.command.name, error.fault, error)
+            # QEMU clears the whole space of a virtual IOMMU, in dozens of pieces of which most are empty.
+            is_routine = request.command is Command.DMA_UNMAP and error.errno == errno.ENOENT
+            level = logging.DEBUG if is_routine else logging.WARNING
+            log.log(level, "%s refused (%s fault): %s", request.command.name, error.fault, error)
             # A device that is a client itself may pass on an errno that no reply can carry.
             number = error.errno if 0 < error.errno <= MAX_ERRNO else errno.EIO
         else:

@@ -9,6 +9,13 @@
       registers.py     registers by name: configuration space, and what devices declare
     timeline.py      a capture for Perfetto
     vfio_user.lua    a capture in Wireshark
+    relay.py         two sockets joined, message by message
+    proxy.py         Proxy: between any VMM and any server
+    faults.py        what it breaks on purpose, and when
+    fault_spec.py    the same in one word, as on the command line
+    interrupts.py    its place between eventfds
+    replay.py        a recorded client speaks again, to a fresh server
+    stand_in.py      the memory it lends
 """
 
 from pathlib import Path
