@@ -1,11 +1,15 @@
-"""The ``points`` directive: the conformance tables, made from the marks of the tests."""
+"""The ``points`` directive: the conformance tables, made from the marks of the tests.
+
+The ``point`` role links to rows of them: {point}`P41 P42`.
+"""
 
 import sys
+from functools import cache
 from pathlib import Path
 
 from docutils import nodes
 from sphinx.application import Sphinx
-from sphinx.util.docutils import SphinxDirective
+from sphinx.util.docutils import SphinxDirective, SphinxRole
 from sphinx.util.typing import ExtensionMetadata
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -36,11 +40,43 @@ class PointsDirective(SphinxDirective):
         spec += [nodes.colspec(colwidth=width) for width in (8, 46, 46)]
         head = nodes.thead("", row(["point", "what holds", "shown by"]))
         for point in group:
-            body += row([point.id + (" Q" if point.qemu else ""), point.sentence, tests(point)])
+            line = row([point.id + (" Q" if point.qemu else ""), point.sentence, tests(point)])
+            line["ids"].append(anchor(point.id))
+            body += line
         spec += [head, body]
         table += spec
         section += table
         return section
+
+
+class PointRole(SphinxRole):
+    """Points by their ids, each a link to its row with its sentence as the tooltip."""
+
+    def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+        """The links."""
+        table = self.env.app.builder.get_relative_uri(self.env.docname, "reference/conformance")
+        links: list[nodes.Node] = []
+        for name in self.text.split():
+            if name not in sentences():
+                return [], [self.inliner.reporter.error(f"there is no point {name}", line=self.lineno)]
+            links += [
+                nodes.Text(" " * bool(links)),
+                nodes.reference(
+                    "", name, refuri=f"{table}#{anchor(name)}", reftitle=sentences()[name], classes=["point"]
+                ),
+            ]
+        return links, []
+
+
+@cache
+def sentences() -> dict[str, str]:
+    """Every point's sentence, by its id."""
+    return {point.id: point.sentence for group in points.groups().values() for point in group}
+
+
+def anchor(name: str) -> str:
+    """The id of a point's row in the page."""
+    return f"point-{name.lower()}"
 
 
 def row(cells: list[str | nodes.Node]) -> nodes.row:
@@ -66,4 +102,5 @@ def tests(point: points.Point) -> nodes.Node:
 def setup(app: Sphinx) -> ExtensionMetadata:
     """Tell Sphinx the directive."""
     app.add_directive("points", PointsDirective)
+    app.add_role("point", PointRole())
     return {"version": "1", "parallel_read_safe": True}
