@@ -363,7 +363,7 @@ def test_a_completion_that_could_not_be_written_is_written_later(bench: Bench, d
 
 
 class Eager:
-    """Guest memory by message whose guest consumes a completion before its writer hears that it was written."""
+    """Memory by message whose guest consumes a completion before its writer hears that it was written."""
 
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
