@@ -15,6 +15,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
@@ -65,36 +66,55 @@ def environment() -> dict[str, str]:
 def search(name: str, seconds: int) -> int:
     """Fuzz one target for so long, and say in one line what came of it; 1 if there was a finding."""
     folder = WORK / name
-    found = folder / "corpus"
-    found.mkdir(parents=True, exist_ok=True)
-    before = {*findings(folder)}
-    log = folder / "log"
-    flags = [
-        f"-max_total_time={seconds}",
-        f"-max_len={LONGEST}",
-        f"-timeout={TIME}",
-        f"-rss_limit_mb={MEMORY}",
-        f"-artifact_prefix={folder}/",
-        "-print_final_stats=1",
-    ]
-    with log.open("w") as output:
-        command = inside(name, *flags, str(found), str(CORPUS / name))
-        status = subprocess.run(
-            command, env=environment(), stdout=output, stderr=output, check=False
-        ).returncode
-    text = log.read_text(errors="replace")
-    executed = re.search(r"number_of_executed_units: (\d+)", text)
-    covered = re.findall(r"\bft: (\d+)", text)
-    new = sorted({*findings(folder)} - before)
-    says = (
-        f"{name}: {executed[1] if executed else 0} inputs, {covered[-1] if covered else 0} features reached"
-    )
+    (folder / "corpus").mkdir(parents=True, exist_ok=True)
+    before, ends = {*findings(folder)}, time.monotonic() + seconds
+    executed, features, status, log = 0, 0, 0, folder / "log"
+    new: list[Path] = []
+    while not new and not status and (left := round(ends - time.monotonic())) > 0:
+        status = run_atheris(name, left, log)
+        text = log.read_text(errors="replace")
+        executed += sum(map(int, re.findall(r"number_of_executed_units: (\d+)", text)))
+        features = max([features, *map(int, re.findall(r"\bft: (\d+)", text))])
+        new = sorted({*findings(folder)} - before)
+        if any(forget_pause(name, path) for path in new):
+            status, new = 0, sorted({*findings(folder)} - before)
+    says = f"{name}: {executed} inputs, {features} features reached"
     print(f"{says}; {len(new)} findings" if new or status else f"{says}; nothing found", flush=True)
     for path in new:
         print(f"  {path}: see {log}; again: python -m fuzz {name} {path}", flush=True)
     if status and not new:
         print(f"  it ended with status {status}: see {log}", flush=True)
     return int(bool(status or new))
+
+
+def run_atheris(name: str, seconds: int, log: Path) -> int:
+    """One process of atheris, for so long or until it finds something; its exit status."""
+    flags = [
+        f"-max_total_time={seconds}",
+        f"-max_len={LONGEST}",
+        f"-timeout={TIME}",
+        f"-rss_limit_mb={MEMORY}",
+        f"-artifact_prefix={log.parent}/",
+        "-print_final_stats=1",
+    ]
+    command = inside(name, *flags, str(log.parent / "corpus"), str(CORPUS / name))
+    with log.open("w") as output:
+        return subprocess.run(
+            command, env=environment(), stdout=output, stderr=output, check=False
+        ).returncode
+
+
+def forget_pause(name: str, path: Path) -> bool:
+    """Whether an input that took too long takes none if it is run again: the machine stood still, then."""
+    if not path.name.startswith("timeout-"):
+        return False
+    command = [sys.executable, "-m", "fuzz", name, str(path)]
+    try:
+        subprocess.run(command, env=environment(), timeout=TIME, capture_output=True, check=True)
+    except subprocess.SubprocessError:
+        return False
+    path.unlink()
+    return True
 
 
 def findings(folder: Path) -> list[Path]:

@@ -169,6 +169,14 @@ def test_a_recording_replays_without_its_client(
     assert replay(CAPTURES / f"{capture}.pcapng", make(), ignore_dma=ignore_dma) == []
 
 
+def test_of_a_long_read_the_first_difference_is_shown(record: Record) -> None:
+    class Newer(Lab):
+        revision_id = 7
+
+    [difference] = replay(record(Lab(), lambda client: client.config.read(0, 64)), Newer(), patience=0)
+    assert str(difference).endswith("first at byte 0x8: 0x00, 0x07")
+
+
 def test_the_registers_of_one_device_are_not_anothers() -> None:
     assert replay(CAPTURES / "edu-start.pcapng", Lab(), patience=0) != []
 

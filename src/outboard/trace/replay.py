@@ -29,6 +29,7 @@ PATIENCE = 1.0
 REPLY_TIMEOUT = 5.0
 """Seconds a reply, or a command of the server, is waited for: what QEMU grants."""
 BETWEEN_READS = 0.002
+LONGEST_REGISTER = 8
 MAIN, TWIN = 0, 1
 ID_SIZE = 2
 
@@ -62,7 +63,23 @@ class Difference:
             for name, message in (("recorded", self.recorded), ("got", self.got))
             if message is not None
         ]
-        return f"message {self.number}: {asked}{', '.join(filter(None, (*told, self.problem)))}"
+        return (
+            f"message {self.number}: {asked}{', '.join(filter(None, (*told, self._place(), self.problem)))}"
+        )
+
+    def _place(self) -> str:
+        """Where in a long piece of data the first difference is: words show only its start."""
+        if (
+            self.recorded is None
+            or self.got is None
+            or len(self.recorded.data) <= ACCESS_END + LONGEST_REGISTER
+        ):
+            return ""
+        pairs = zip(self.recorded.data[ACCESS_END:], self.got.data[ACCESS_END:], strict=False)
+        for at, (recorded, got) in enumerate(pairs):
+            if recorded != got:
+                return f"first at byte {at:#x}: {recorded:#04x}, {got:#04x}"
+        return ""
 
 
 def _in_words(message: Captured, command: Captured | None = None) -> str:

@@ -8,7 +8,7 @@ from outboard import Mapping
 from outboard.devices.nvme.command import Command, Completion
 from outboard.devices.nvme.spec import AdminOpcode, FeatureId, IoOpcode
 from outboard.devices.nvme.status import Status
-from tests.devices.nvme.bench import Bench
+from tests.devices.nvme.bench import RAM_ADDRESS, RAM_SIZE, Bench
 from tests.devices.nvme.conftest import MakeBench
 from tests.devices.nvme.driver import Driver, QueuePair, do_not_retry, ended
 
@@ -360,3 +360,34 @@ def test_a_completion_that_could_not_be_written_is_written_later(bench: Bench, d
     bench.settle()
     assert ended(pair.wait(5)) == Status.SUCCESS
     bench.device.dma_unmap(NOWHERE, 4096)
+
+
+class Eager:
+    """Memory by message whose guest consumes a completion before its writer hears that it was written."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+        self.pair: QueuePair | None = None
+
+    def read(self, address: int, count: int) -> bytes:
+        return self.bench.driver.ram.read(address, count)
+
+    def write(self, address: int, data: bytes) -> None:
+        self.bench.driver.ram.write(address, data)
+        if self.pair is not None:
+            self.pair.poll()
+
+
+def test_a_guest_may_consume_a_completion_while_the_message_that_writes_it_is_awaited(bench: Bench) -> None:
+    remote = Eager(bench)
+    bench.unmap()
+    bench.device.dma.remote = remote
+    bench.device.dma_map(Mapping(RAM_ADDRESS, RAM_SIZE))
+    pair = bench.driver.enable().create_queue_pair(1, entries=4)
+    remote.pair = pair
+    for _ in range(10):
+        assert ended(pair.execute(FLUSH)) == Status.SUCCESS
+        assert bench.device.state.completion[1].used == 0
+    assert not bench.device.state.events.waiting
+    bench.device.dma_unmap(RAM_ADDRESS, RAM_SIZE)
+    bench.map()

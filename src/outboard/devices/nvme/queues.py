@@ -151,14 +151,20 @@ class CompletionQueue:
         """Write the completions that are owed. Raises `DmaError`."""
         record = self.record
         while self.owed:
-            completion = replace(self.owed[0], phase=record[CQ_PHASE])
-            bus.write(self.address + self.tail * CQE_SIZE, completion.encode())
+            tail, phase = self.tail, record[CQ_PHASE]
+            completion = replace(self.owed[0], phase=phase)
+            record[CQ_HEAD] = self.head
+            # Where it is written by message, the host may say that it has consumed it before we hear that it
+            # was written.
+            record[CQ_TAIL] = (tail + 1) % self.size
+            record[CQ_PHASE] = phase ^ (record[CQ_TAIL] == 0)
+            try:
+                bus.write(self.address + tail * CQE_SIZE, completion.encode())
+            except DmaError:
+                record[CQ_TAIL], record[CQ_PHASE] = tail, phase
+                raise
             self.owed.popleft()
             self.signal = True
-            record[CQ_HEAD] = self.head
-            record[CQ_TAIL] = (self.tail + 1) % self.size
-            if self.tail == 0:
-                record[CQ_PHASE] ^= 1
 
     def _possible(self, head: int) -> bool:
         """Whether the host can have consumed up to ``head``: it was posted, and not consumed before."""
