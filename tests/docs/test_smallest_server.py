@@ -9,6 +9,7 @@ import pytest
 
 from outboard import Client
 from outboard.client.qemu import QemuClient
+from outboard.conformance import judge_server
 from outboard.testing.guest import Guest
 from tests.guest.linux import Registers, bar
 
@@ -55,6 +56,10 @@ def test_the_server_of_the_page_keeps_its_registers_for_the_next_client(socket: 
         client.bar(0).write32(0x00, 0x0F0F_0F0F)
     with Client(socket) as client:
         assert client.bar(0).read32(0x00) == 0xF0F0_F0F0
+
+
+def test_the_suite_finds_in_it_what_the_page_says_it_does_without(socket: Path) -> None:
+    assert [verdict.point.id for verdict in judge_server(socket).failures] == ["P32a", "P32b"]
 
 
 @pytest.mark.guest
