@@ -21,8 +21,8 @@ SECONDS ?= 60
 demo: $(READY)  ## boot a Linux guest whose NVMe disk is served by outboard, and let it prove the disk
 	$(BIN)/outboard demo
 
-test: $(READY)  ## run the whole test suite, guest tests included
-	$(BIN)/pytest $(PYTEST)
+test: $(READY)  ## run the whole test suite, guest tests included, two files at a time
+	$(BIN)/pytest -n 2 --dist loadfile $(PYTEST)
 
 coverage: $(READY)  ## every branch of the data plane is taken by its tests, where there is no Numba
 	PYTHONPATH=tools/without_numba CI= $(BIN)/coverage run -m pytest $(DATA_PLANE_TESTS)
