@@ -110,3 +110,30 @@ def test_what_a_client_can_add_while_it_waits_is_bounded(
             client.send(write)
     client.expect_closed()
     assert "waits for the device" in caplog.text
+
+
+def test_a_client_that_breaks_the_protocol_while_it_waits_is_let_go(serve: Serve, connect: Connect) -> None:
+    class Never(Device):
+        regs = Bar(0, size=0x1000)
+
+        def on_quiesce(self) -> bool:
+            return False
+
+    client = connect(serve(Never()))
+    client.send(raw.reset())
+    client.send(raw.message(raw.RESET, size=3, id=9))
+    assert client.receive().id == 9
+    client.expect_closed()
+
+
+def test_a_device_that_fails_to_become_quiet_is_not_waited_for(serve: Serve, connect: Connect) -> None:
+    class Broken(Device):
+        regs = Bar(0, size=0x1000)
+
+        def on_quiesce(self) -> bool:
+            raise RuntimeError("the author's bug, becoming quiet")
+
+    client = connect(serve(Broken()))
+    client.ask(raw.reset())
+    client.ask(raw.set_state(MigrationState.STOP))
+    client.ask(raw.set_state(MigrationState.RUNNING))

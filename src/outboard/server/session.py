@@ -169,14 +169,22 @@ class Session:
         if request.command not in QUIESCING or self._quiesce is None:
             return False
         self._held = request
-        if self._quiesce(self._go_on_soon):
+        if self._is_quiet():
             self._held = None
             return False
         return True
 
     def _ask_for_quiet(self) -> None:
-        if self._held is not None and (self._quiesce is None or self._quiesce(self._go_on_soon)):
+        if self._held is not None and self._is_quiet():
             self._go_on()
+
+    def _is_quiet(self) -> bool:
+        """Asks the device to become quiet; False if it says so later. One that fails to is not waited for."""
+        try:
+            return self._quiesce is None or self._quiesce(self._go_on_soon)
+        except Exception as error:
+            self._report(error, "becoming quiet")
+            return True
 
     def _go_on_soon(self) -> None:
         self._loop.call_soon(self._go_on)
@@ -192,10 +200,10 @@ class Session:
         self._handle_in_turn(waiting)
 
     def _keep(self, events: Sequence[Event], size: int) -> None:
-        """Keeps what comes while a request is held back; answers to our own commands are not among it."""
+        """Keeps what comes while a request is held back, but for answers to our commands and a broken stream."""
         self._held_bytes += size
         for event in events:
-            if isinstance(event, Reply | ErrorReply):
+            if isinstance(event, Reply | ErrorReply | Fatal):
                 self._handle_other(event)
             else:
                 self._waiting.append(event)
