@@ -200,7 +200,7 @@ class Session:
         self._handle_in_turn(waiting)
 
     def _keep(self, events: Sequence[Event], size: int) -> None:
-        """Keeps what comes while a request is held back, but for answers to our commands and a broken stream."""
+        """Keeps what comes while a request is held back, but for answers to our commands and a broken end."""
         self._held_bytes += size
         for event in events:
             if isinstance(event, Reply | ErrorReply | Fatal):
