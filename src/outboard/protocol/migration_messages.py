@@ -18,11 +18,17 @@ PREFIX = Struct("=II")
 class Feature(IntEnum):
     """The features that DEVICE_FEATURE knows, as VFIO numbers them."""
 
+    PCI_VF_TOKEN = 0
     MIGRATION = 1
     MIG_DEVICE_STATE = 2
+    LOW_POWER_ENTRY = 3
+    LOW_POWER_ENTRY_WITH_WAKEUP = 4
+    LOW_POWER_EXIT = 5
     DMA_LOGGING_START = 6
     DMA_LOGGING_STOP = 7
     DMA_LOGGING_REPORT = 8
+    MIG_DATA_SIZE = 9
+    BUS_MASTER = 10
 
 
 class MigrationFlag(IntFlag):

@@ -7,8 +7,7 @@ person reads, and names with values of the kinds JSON has (bytes as hexadecimal 
 import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from enum import IntEnum, IntFlag
-from struct import Struct
+from enum import IntEnum
 from typing import Any
 
 from outboard.protocol.messages import (
@@ -25,13 +24,18 @@ from outboard.protocol.messages import (
     DmaWrite,
     DmaWriteReply,
     Empty,
+    Feature,
     FeatureFlag,
+    IoFdType,
+    IoSubRegion,
     IrqFlag,
     IrqInfo,
     Message,
     MigDataRead,
     MigDataReadReply,
     MigDataWrite,
+    MigrationFlag,
+    MigrationState,
     RegionFlag,
     RegionInfo,
     RegionIoFds,
@@ -45,6 +49,13 @@ from outboard.protocol.messages import (
     SetIrqsFlag,
     Version,
 )
+from outboard.protocol.migration_messages import (
+    DEVICE_STATE,
+    FLAGS,
+    LOGGED_RANGE,
+    LOGGING_REPORT,
+    LOGGING_START,
+)
 from outboard.protocol.wire import Buffer, Command
 from outboard.trace.registers import Registers, flag_names, region_name
 
@@ -56,45 +67,8 @@ SHOWN = 16
 """How many bytes of longer data are shown to a person."""
 
 
-class Feature(IntEnum):
-    """The features of DEVICE_FEATURE, by VFIO's numbers."""
-
-    PCI_VF_TOKEN = 0
-    MIGRATION = 1
-    MIG_DEVICE_STATE = 2
-    LOW_POWER_ENTRY = 3
-    LOW_POWER_ENTRY_WITH_WAKEUP = 4
-    LOW_POWER_EXIT = 5
-    DMA_LOGGING_START = 6
-    DMA_LOGGING_STOP = 7
-    DMA_LOGGING_REPORT = 8
-    MIG_DATA_SIZE = 9
-    BUS_MASTER = 10
-
-
-class MigrationFlag(IntFlag):
-    """What a device can do of migration."""
-
-    STOP_COPY = 1 << 0
-    P2P = 1 << 1
-    PRE_COPY = 1 << 2
-
-
-class DeviceState(IntEnum):
-    """The states of a device that migrates."""
-
-    ERROR = 0
-    STOP = 1
-    RUNNING = 2
-    STOP_COPY = 3
-    RESUMING = 4
-    RUNNING_P2P = 5
-    PRE_COPY = 6
-    PRE_COPY_P2P = 7
-
-
 IRQ_NAMES = ("INTx", "MSI", "MSI-X", "ERR", "REQ")
-IO_FD_TYPES = {0: "ioeventfd", 1: "ioregionfd", 2: "shadow ioeventfd"}
+IO_FD_TYPES = {kind.value: kind.name.replace("SHADOW_", "SHADOW ").lower() for kind in IoFdType}
 
 
 def words(message: Message, payload: Buffer, fds: int, registers: Registers, *, reply: bool) -> Words:
@@ -238,17 +212,26 @@ def region_io_fds(message: RegionIoFds) -> Words:
             "type": IO_FD_TYPES.get(sub.type, f"type {sub.type}"),
             "flags": sub.flags,
             "datamatch": sub.datamatch,
+            "shadow_fd_index": sub.shadow_fd_index,
+            "shadow_offset": sub.shadow_offset,
         }
         for sub in message.sub_regions
     ]
     text = f"{region_name(message.index)} {message.count} sub-region{'s' * (message.count != 1)}"
     text += "".join(
         f"; {span(sub.offset, sub.size)} {IO_FD_TYPES.get(sub.type, f'type {sub.type}')} "
-        f"in descriptor {sub.fd_index}"
+        f"in descriptor {sub.fd_index}{shadow_place(sub)}"
         for sub in message.sub_regions
     )
     fields = {"region": message.index, "argsz": message.argsz, "count": message.count, "sub_regions": subs}
     return text, fields
+
+
+def shadow_place(sub: IoSubRegion) -> str:
+    """Where what is written goes, if it goes anywhere."""
+    if sub.type != IoFdType.SHADOW_IOEVENTFD:
+        return ""
+    return f", written to {sub.shadow_offset:#x} of descriptor {sub.shadow_fd_index}"
 
 
 def irq_info(message: IrqInfo) -> Words:
@@ -386,23 +369,19 @@ def feature(message: DeviceFeature) -> Words:
     return f"{text}: {said[0]}", fields | said[1]
 
 
-LOGGING_START, LOGGING_REPORT = Struct("=QII"), Struct("=QQQ")
-LOGGING_RANGE, MIG_STATE, MIG_FLAGS = Struct("=QQ"), Struct("=I"), Struct("=Q")
-
-
 def feature_data(number: int, data: bytes) -> Words | None:
     """What the data of a feature says; None where it has none of a known layout."""
-    if number == Feature.MIGRATION and len(data) >= MIG_FLAGS.size:
-        flags = flag_names(MigrationFlag, *MIG_FLAGS.unpack_from(data))
+    if number == Feature.MIGRATION and len(data) >= FLAGS.size:
+        flags = flag_names(MigrationFlag, *FLAGS.unpack_from(data))
         return flags, {"flags": flags}
-    if number == Feature.MIG_DEVICE_STATE and len(data) >= MIG_STATE.size:
-        state = named(DeviceState, *MIG_STATE.unpack_from(data))
+    if number == Feature.MIG_DEVICE_STATE and len(data) >= DEVICE_STATE.size:
+        state = named(MigrationState, DEVICE_STATE.unpack_from(data)[0])
         return state, {"state": state}
     if number == Feature.DMA_LOGGING_START and len(data) >= LOGGING_START.size:
         page, _, _ = LOGGING_START.unpack_from(data)
         rest = data[LOGGING_START.size :]
-        whole = rest[: len(rest) - len(rest) % LOGGING_RANGE.size]
-        ranges = list(LOGGING_RANGE.iter_unpack(whole))
+        whole = rest[: len(rest) - len(rest) % LOGGED_RANGE.size]
+        ranges = list(LOGGED_RANGE.iter_unpack(whole))
         text = f"pages of {size(page)} in " + (", ".join(span(*each) for each in ranges) or "all memory")
         return text, {"page_size": page, "ranges": ranges}
     if number == Feature.DMA_LOGGING_REPORT and len(data) >= LOGGING_REPORT.size:
