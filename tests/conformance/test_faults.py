@@ -72,6 +72,7 @@ FAULTS = {
     "loads badly": "P114",
     "long version": "P29a",
     "many fds": "P29b",
+    "many io fds": "P34",
     "many region fds": "P30 P34 P41b P44a P44b",
     "map argsz": "P92a",
     "map flags": "P92d",
