@@ -69,7 +69,7 @@ FAULTS = {
     "keeps strays": "P19 P20 P54a P54b P92e P96 P117c",
     "knows all": "P16",
     "later stay": "P56b",
-    "loads badly": "P114",
+    "loads badly": "P114a",
     "long version": "P29a",
     "many fds": "P29b",
     "many io fds": "P34",
