@@ -1,6 +1,7 @@
 """The features of the little server: migration of a few bytes, and a log of pages that nobody writes."""
 
 import errno
+import os
 import struct
 from collections.abc import Sequence
 
@@ -14,6 +15,8 @@ from outboard.conformance.server.migration import (
 from tests.conformance.little_lines import Refused
 
 STATE = b"a little state, of more than one line\n" * 40
+KEPT = 0x1000
+"""Where the four bytes of the BAR are that move with the device."""
 GET, SET, PROBE = 1 << 16, 1 << 17, 1 << 18
 KNOWN = {1: GET, 2: GET | SET, 6: SET, 7: SET, 8: GET}
 Answer = tuple[bytes, Sequence[int]]
@@ -24,6 +27,7 @@ class Migrating:
 
     faults: frozenset[str]
     config: bytearray
+    memory: int
 
     def __init__(self) -> None:
         self.state, self.data_at = RUNNING, 0
@@ -73,7 +77,7 @@ class Migrating:
             self.deny()
         if size > 1 << 20 and "any data size" not in self.faults:
             self.deny()
-        part = STATE[self.data_at : self.data_at + size]
+        part = (STATE + os.pread(self.memory, 4, KEPT))[self.data_at : self.data_at + size]
         self.data_at += len(part)
         padding = bytes(size - len(part)) if "padded data" in self.faults and size < 1 << 20 else b""
         return struct.pack("=II", 8 + len(part), len(part)) + part + padding, ()
@@ -84,6 +88,8 @@ class Migrating:
             self.deny()
         if "loads badly" in self.faults:
             self.config[0xF0] ^= 1
+        if "loads nothing" not in self.faults:
+            os.pwrite(self.memory, body[-4:], KEPT)
         return b"", ()
 
     def logging(self, index: int, body: bytes) -> Answer:

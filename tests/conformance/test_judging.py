@@ -101,6 +101,13 @@ def test_the_end_by_sigterm_is_judged_of_a_command(folder: Path) -> None:
     assert "still there" in report["P119"].saw
 
 
+def test_a_device_has_to_arrive_in_a_new_process(folder: Path) -> None:
+    for fault, outcome in (("", Outcome.PASS), (" 'loads nothing'", Outcome.FAIL)):
+        report = judge_server(folder / "s.sock", command=SERVER + fault, only=["P114"], writable=(0, 0x1000))
+        assert [verdict.outcome for verdict in report] == [Outcome.PASS, outcome]
+    assert "of the new process" in report["P114b"].expected
+
+
 def test_a_server_that_goes_is_blamed_where_it_went(folder: Path) -> None:
     with Little(str(folder / "little.sock"), ["goes at a second version"]) as little:
         report = judge_server(little.path, only=["P35", "P36", "P37"], patience=0.3)

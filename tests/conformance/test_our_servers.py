@@ -1,7 +1,9 @@
 """Our own servers hold every point that can be judged of them."""
 
-import importlib.util
+import runpy
+import sys
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -11,24 +13,35 @@ from outboard.devices.nvme import Nvme
 from outboard.storage import open_storage
 from tests.server.gadgets import Gadget
 
-EDU = Path(__file__).parents[2] / "examples" / "01_edu.py"
+EXAMPLES = Path(__file__).parents[2] / "examples"
+MOVES = {"P111b", "P112a", "P112b", "P112c", "P113a", "P113b", "P113c", "P114a", "P116a", "P116b"}
+"""Migration and the log of pages: every device of ours has them."""
+OUTBOARD = Path(sys.executable).with_name("outboard")
+PROGRAMS = {
+    f"serve {EXAMPLES / '01_edu.py'}": (0, 0x80),
+    f"serve {EXAMPLES / '03_doorbell.py'}": (0, 0),
+    "nvme --namespace ram:1M": (0, 0x2C),
+}
+"""Our servers as commands, and a place each where four bytes may be written."""
 
 
-def edu() -> Device:
-    spec = importlib.util.spec_from_file_location("edu", EDU)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    device = module.Edu()
+def example(name: str, kind: str) -> Device:
+    device = runpy.run_path(str(EXAMPLES / name))[kind]()
     assert isinstance(device, Device)
     return device
 
 
-def judged(device: DeviceContract, folder: Path, *, writable: tuple[int, int] | None = None) -> Report:
-    with Server(device, folder / "device.sock").start() as server:
+def judged(
+    device: DeviceContract,
+    folder: Path,
+    *,
+    writable: tuple[int, int] | None = None,
+    profile: Literal["auto", "libvfio-user"] = "auto",
+) -> Report:
+    """``profile`` is both what the server takes its clients for and whose points are judged."""
+    with Server(device, folder / "device.sock", profile=profile).start() as server:
         assert server.path is not None
-        report = judge_server(server.path, writable=writable)
+        report = judge_server(server.path, writable=writable, profile=None if profile == "auto" else profile)
     assert {verdict.point.id: f"{verdict.expected}; saw {verdict.saw}" for verdict in report.failures} == {}
     assert report.ok
     return report
@@ -44,12 +57,28 @@ def not_judged(report: Report) -> set[str]:
 
 @pytest.mark.point("P1", "P37", "P67", "P118")
 def test_the_edu_example_holds_every_point(folder: Path) -> None:
-    judged(edu(), folder)
+    report = judged(example("01_edu.py", "Edu"), folder, writable=(0, 0x80))
+    assert (MOVES | {"P30", "P35b", "P77"}).isdisjoint(not_judged(report))
 
 
 @pytest.mark.point("P37", "P48", "P55", "P59", "P64", "P118")
 def test_the_nvme_controller_holds_every_point(folder: Path) -> None:
-    judged(Nvme(open_storage("ram:16M")), folder)
+    report = judged(Nvme(open_storage("ram:1M")), folder, writable=(0, 0x2C))
+    assert (MOVES | {"P30", "P35b", "P56b", "P64", "P77", "P85"}).isdisjoint(not_judged(report))
+
+
+@pytest.mark.point("P34", "P47")
+@pytest.mark.parametrize("profile", ["auto", "libvfio-user"])
+def test_a_doorbell_device_holds_every_point(folder: Path, profile: Literal["auto", "libvfio-user"]) -> None:
+    report = judged(example("03_doorbell.py", "Summer"), folder, writable=(0, 0), profile=profile)
+    assert {"P34", "P35b", "P47a", "P47b", "P47c", "P47d", "P77", "P114a"}.isdisjoint(not_judged(report))
+
+
+def test_the_examples_move_to_a_new_process(folder: Path) -> None:
+    for number, (words, place) in enumerate(PROGRAMS.items()):
+        command = f"{OUTBOARD} {words} --socket {{socket}}"
+        report = judge_server(folder / f"{number}.sock", command=command, only=["P114b"], writable=place)
+        assert report.ok, report["P114b"].saw
 
 
 @pytest.mark.point("P41", "P43", "P44", "P45", "P62", "P68", "P69", "P74", "P75", "P77", "P88")

@@ -138,8 +138,10 @@ def print_report(report: Report) -> None:
         console.print()
     for verdict in report.failures:
         console.print(f"[bold red]{verdict.point.id}[/] [bold]{escape(verdict.point.title)}[/]")
+        lines = Table.grid(padding=(0, 1))
         for label, text in verdict.explanation():
-            console.print(f"  [dim]{label}[/] {escape(text)}")
+            lines.add_row(f"  [dim]{label}[/]", escape(text))
+        console.print(lines)
         console.print()
     console.print(escape(report.summary()), style="bold")
 

@@ -115,7 +115,8 @@ class Report:
         for group, verdicts in self.groups():
             body.append(f"<h2>{html.escape(group)}</h2><table>{_rows(verdicts)}</table>")
         return (
-            f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{title}</title>"
+            f"<!doctype html><html lang='en'><head><meta charset='utf-8'>"
+            f"<meta name='viewport' content='width=device-width'><title>{title}</title>"
             f"<style>{STYLE}</style></head><body>{''.join(body)}</body></html>\n"
         )
 

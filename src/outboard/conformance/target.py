@@ -22,6 +22,8 @@ from outboard.errors import SetupError
 PATIENCE = 5.0
 SHORTLY = 0.2
 """Seconds in which a server that ends with its client has ended."""
+ENDING = 1.0
+"""Seconds that such a server is given, where it does not notice that its client has gone."""
 UNHURRIED = 0.5
 """Seconds in which a process that crashed has ended, its core written."""
 CREDENTIALS = struct.Struct("=iII")
@@ -177,7 +179,7 @@ class Target:
         """Some servers end when their client goes: one that is about to must not be connected to."""
         if self.ends_with_client and self.process is not None and all(peer.closed for peer in self._peers):
             try:
-                self.process.wait(self.patience)
+                self.process.wait(min(self.patience, ENDING))
             except subprocess.TimeoutExpired:
                 self.stop()
 

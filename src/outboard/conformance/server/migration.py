@@ -250,8 +250,16 @@ def data_states(target: Target) -> None:
     peer.refused(wire.mig_data_read(16), what="MIG_DATA_READ while RESUMING")
 
 
+def load(peer: Peer, data: bytes) -> None:
+    """Write a device's data in RESUMING, and have it run."""
+    go(peer, RESUMING)
+    for at in range(0, len(data), CHUNK):
+        peer.ask(wire.mig_data_write(data[at : at + CHUNK]))
+    go(peer, RUNNING)
+
+
 @point(
-    "P114",
+    "P114a",
     source="VFIO: what was read in STOP_COPY is written in RESUMING, and the device is the same",
     matters="the guest finds another device after it moved",
     profiles=(SPEC, LIBVFIO_USER),
@@ -264,12 +272,46 @@ def load_what_was_saved(target: Target) -> None:
     before = facts.read(peer, wire.CONFIG, 0, 256)
     go(peer, STOP_COPY)
     data = saved(peer)
-    go(peer, STOP, RESUMING)
-    for at in range(0, len(data), CHUNK):
-        peer.ask(wire.mig_data_write(data[at : at + CHUNK]))
-    go(peer, RUNNING)
+    go(peer, STOP)
+    load(peer, data)
     if (after := facts.read(peer, wire.CONFIG, 0, 256)) != before:
         raise Wrong(f"configuration space {before.hex()}", after.hex())
+
+
+@point(
+    "P114b",
+    source="VFIO: the data is for another device of the same kind: a server that was started as this one was",
+    matters="the guest stops here, and goes on nowhere",
+    profiles=(SPEC, LIBVFIO_USER),
+)
+def load_elsewhere(target: Target) -> None:
+    """A new process that is loaded with the data runs on from there."""
+    peer = target.open()
+    migratable(peer)
+    if target.process is None:
+        raise NotApplicable("only a server that is started by --command can be started anew")
+    registers = four_bytes(target, peer)
+    back_to_running(target)
+    go(peer, STOP_COPY)
+    data = saved(peer)
+    peer.close()
+    target.stop()
+    peer = target.open()
+    load(peer, data)
+    for bar, at, value in registers:
+        if (seen := facts.read(peer, bar, at, 4)) != value:
+            raise Wrong(f"{value.hex()} in BAR {bar} at {at:#x} of the new process", seen.hex())
+
+
+def four_bytes(target: Target, peer: Peer) -> list[tuple[int, int, bytes]]:
+    """What is written where the caller allows it, and has to be found elsewhere: (BAR, offset, bytes)."""
+    if target.writable is None:
+        return []
+    bar, at = target.writable
+    old, new = facts.read(peer, bar, at, 4), b"\x44\x33\x22\x11"
+    target.restore_later(lambda peer: facts.write(peer, bar, at, old))
+    facts.write(peer, bar, at, new)
+    return [(bar, at, new)]
 
 
 unseen("P115", "A failed transition leaves a defined state", "it takes a device whose transition fails")
