@@ -146,7 +146,6 @@ class Movable:
             if self.loop is not None and (timer is None or timer.callback is not None):
                 self.loop.call_soon(callback)
         self.on_run()
-        self.unquiesce()
 
     def forget_stop(self) -> None:
         """The client that stopped the device has gone: moved away, or never come, it is as after a reset."""

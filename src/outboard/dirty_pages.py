@@ -41,7 +41,12 @@ class DirtyPages:
         last = min(end + PAGE - 1 >> PAGE_SHIFT, self._first + self._count)
         low, high = first - self._first, max(last, first) - self._first
         taken = bytes(self._map.bytes[low:high])
-        self._map.bytes[low:high] = bytes(high - low)
+        # Page by page of the map, and only what is dirty: clearing what nobody wrote would cost memory.
+        at = taken.find(1)
+        while at >= 0:
+            end = min(at + PAGE, len(taken))
+            self._map.bytes[low + at : low + end] = bytes(end - at)
+            at = taken.find(1, end)
         return first << PAGE_SHIFT, taken
 
 

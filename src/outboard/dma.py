@@ -103,7 +103,7 @@ class GuestMemory:
     def _switch(self, enabled: bool, stopped: bool) -> None:
         if (enabled, stopped) == (self._enabled, self._stopped):
             return
-        with self._unused():
+        with self.unused():
             self._enabled, self._stopped = enabled, stopped
             if self._translation is not None:
                 self._translation.enabled = enabled and not stopped
@@ -168,7 +168,7 @@ class GuestMemory:
             )
         if backing:
             backing.ranges += 1
-        with self._unused():
+        with self.unused():
             self._starts.insert(at, entry.start)
             self._ranges.insert(at, entry)
             self._translate(entry)
@@ -190,12 +190,12 @@ class GuestMemory:
                 f"cannot unmap {size:#x} bytes at {address:#x}: no range was mapped like that",
                 errno=errno.ENOENT,
             )
-        with self._unused():
+        with self.unused():
             return self._remove(at)
 
     def unmap_all(self) -> None:
         """Removes every range."""
-        with self._unused():
+        with self.unused():
             while self._ranges:
                 self._remove(len(self._ranges) - 1)
 
@@ -277,7 +277,7 @@ class GuestMemory:
         What goes by message is left out: there the client itself writes. Raises RequestRefused (ENOMEM) if
         there is no memory to remember it in.
         """
-        with self._unused():
+        with self.unused():
             try:
                 for entry in self._ranges:
                     self._log(entry)
@@ -288,7 +288,7 @@ class GuestMemory:
 
     def stop_log(self) -> None:
         """Pages are remembered no longer, and those that were are forgotten."""
-        with self._unused():
+        with self.unused():
             self.logging = False
             self._forget_log()
 
@@ -300,7 +300,7 @@ class GuestMemory:
         """
         report = Report(address, size, page_size)
         taken = []
-        with self._unused():
+        with self.unused():
             for entry in self._ranges:
                 if entry.dirty is not None and entry.start < address + size and address < entry.end:
                     taken.append(entry.dirty.take(address, address + size))
@@ -321,8 +321,8 @@ class GuestMemory:
             self._translation.log(entry.start, entry.dirty.address)
 
     @contextmanager
-    def _unused(self) -> Iterator[None]:
-        """Nobody uses guest memory in another thread."""
+    def unused(self) -> Iterator[None]:
+        """Until the block is left nobody uses guest memory in another thread; may be nested."""
         with ExitStack() as users:
             for user in self.users:
                 users.enter_context(user())

@@ -84,7 +84,9 @@ class UnmappedFile:
         """Stores ``data`` at ``offset``. Raises OSError."""
         done = 0
         while done < len(data):
-            done += os.pwrite(self.fd, data[done:], offset + done)
+            if not (count := os.pwrite(self.fd, data[done:], offset + done)):
+                raise OSError(errno.EIO, f"the file takes no more at {offset + done:#x}")
+            done += count
 
     def close(self) -> None:
         """Let the descriptor go."""
@@ -128,7 +130,6 @@ class GuestFiles:
     def __init__(self) -> None:
         self._files: dict[tuple[int, int, bool], GuestFile] = {}
         self._count = self._bytes = 0
-        self._most = min(MAX_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
         self._unmapped: dict[tuple[int, int, int], UnmappedFile] = {}
 
     def open(self, fd: int, offset: int, size: int, *, writable: bool) -> GuestFile:
@@ -218,10 +219,12 @@ class GuestFiles:
 
     def _check_room(self, length: int) -> None:
         """Raises RequestRefused (ENOSPC) if a file, of ``length`` bytes to be mapped, is one too many."""
-        if self._count >= self._most or self._bytes + length > MAX_FILE_BYTES:
+        # Asked for each time: a program may raise its limit after it has made its devices.
+        most = min(MAX_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+        if self._count >= most or self._bytes + length > MAX_FILE_BYTES:
             raise RequestRefused(
                 f"{self._count} files of {self._bytes:#x} bytes are in use already, this one has {length:#x}:"
-                f" at most {self._most} files of {MAX_FILE_BYTES:#x} bytes can be (half of `ulimit -n`, and"
+                f" at most {most} files of {MAX_FILE_BYTES:#x} bytes can be (half of `ulimit -n`, and"
                 f" no more than {MAX_FILES})",
                 errno=errno.ENOSPC,
             )

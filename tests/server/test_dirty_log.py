@@ -3,12 +3,14 @@
 import errno
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 import pytest
 
 from outboard import Client, Device
-from outboard.errors import RemoteError
+from outboard.dirty_pages import DirtyPages
+from outboard.errors import DmaUnmapped, RemoteError
 from tests import raw
 from tests.raw import RawPeer
 from tests.server.conftest import Connect, Serve
@@ -126,3 +128,50 @@ def test_the_log_of_dirty_pages_ends_with_the_client(serve: Serve, connect: Conn
     client.close()
     client = connect(server)
     client.ask(raw.feature(SET | START, struct.pack("=QII", 4096, 0, 0)))
+
+
+def test_an_unmap_reports_what_a_thread_of_the_device_wrote_until_the_very_end(
+    serve: Serve, connect: Connect
+) -> None:
+    device = Gadget()
+    device.dma.enabled = True
+    pauses: list[None] = []
+    wrote = False
+
+    @contextmanager
+    def poller() -> Iterator[None]:
+        nonlocal wrote
+        pauses.append(None)
+        yield
+        pauses.pop()
+        if not pauses:
+            with suppress(DmaUnmapped):
+                device.dma.write(0x12000, b"x")
+                wrote = True
+
+    client = connect(serve(device))
+    fd = raw.memory_file(16 * PAGE)
+    client.ask(raw.dma_map(0x10000, 16 * PAGE), [fd])
+    os.close(fd)
+    client.ask(raw.feature(SET | START, struct.pack("=QII", PAGE, 0, 0)))
+    device.dma.users.append(poller)
+    bitmap = client.ask(
+        raw.message(raw.DMA_UNMAP, struct.pack("=IIQQQQ", 48, 1, 0x10000, 16 * PAGE, PAGE, 8))
+    ).payload[40:]
+    device.dma.users.remove(poller)
+    assert bool(bitmap[0] & 0b100) == wrote
+
+
+def test_a_report_of_memory_that_nobody_wrote_costs_none() -> None:
+    pages = DirtyPages(0, 1 << 40)
+
+    def resident() -> int:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+    before = resident()
+    for start in range(0, 1 << 40, 1 << 35):
+        pages.mark(start, 1)
+        assert pages.take(start, start + (1 << 35))[1].find(1) == 0
+        assert pages.take(start, start + (1 << 35))[1].find(1) == -1
+    assert resident() - before < 64 << 20

@@ -145,6 +145,21 @@ def test_files_behind_memory_are_limited_by_number(
     memory.unmap_all()
 
 
+def test_a_program_that_raises_its_limit_after_it_made_the_device_may_use_more_files(
+    files: Callable[[int], int],
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    few = max(map(int, os.listdir("/proc/self/fd"))) + 4
+    resource.setrlimit(resource.RLIMIT_NOFILE, (few, hard))
+    try:
+        memory = GuestMemory()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    for number in range(few // 2 + 1):
+        memory.map(Mapping(number * PAGE, PAGE, fd=os.dup(files(PAGE))))
+    memory.unmap_all()
+
+
 def test_files_that_are_read_in_place_count_too(
     files: Callable[[int], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -346,3 +346,63 @@ def test_the_client_can_ask_what_a_device_can(served: Callable[[Device], Client]
         assert client.migration.probe(MIGRATION, FeatureFlag.GET)
         assert not client.migration.probe(MIGRATION, FeatureFlag.SET)
         assert not client.migration.probe(999)
+
+
+class Faulty(Counter):
+    """A counter whose author has not thought of everything: what ``breaks`` names divides by 0."""
+
+    breaks = ""
+
+    def on_save(self) -> dict[str, object]:
+        self._break("save")
+        return super().on_save()
+
+    def on_restore(self, saved: object, version: int) -> None:
+        self._break("restore")
+        super().on_restore(saved, version)
+
+    def on_run(self) -> None:
+        self._break("run")
+
+    def _break(self, name: str) -> None:
+        if self.breaks == name:
+            raise ZeroDivisionError(name)
+
+
+def test_a_device_that_cannot_be_saved_runs_on_and_the_next_try_moves_all_of_it(
+    served: Callable[[Device], Client],
+) -> None:
+    source, target = Faulty(), Faulty()
+    with served(source) as here, served(target) as there:
+        here.migration.state = S.PRE_COPY
+        source.memory[0:4] = b"late"
+        source.breaks = "save"
+        with pytest.raises(RemoteError):
+            here.migration.state = S.STOP_COPY
+        assert (here.migration.state, source.stopped) == (S.PRE_COPY, False)
+        source.breaks = ""
+        migrate(here, there)
+    assert bytes(target.memory[0:4]) == b"late"
+
+
+def test_a_device_that_fails_to_restore_is_in_error_and_not_taken_for_moved(
+    served: Callable[[Device], Client],
+) -> None:
+    target = Faulty()
+    target.breaks = "restore"
+    with served(Faulty()) as here, served(target) as there:
+        with pytest.raises(RemoteError):
+            migrate(here, there)
+        assert there.migration.state is S.ERROR
+        assert here.migration.state is S.RUNNING
+
+
+def test_a_device_that_fails_to_go_on_can_be_stopped_again(served: Callable[[Device], Client]) -> None:
+    device = Faulty()
+    with served(device) as client:
+        client.migration.state = S.STOP
+        device.breaks = "run"
+        with pytest.raises(RemoteError):
+            client.migration.state = S.RUNNING
+        client.migration.state = S.STOP
+        assert device.stopped

@@ -10,6 +10,7 @@ from outboard.protocol.messages import MigrationState
 from tests import raw
 from tests.raw import RawPeer
 from tests.server.conftest import Connect, Serve
+from tests.server.gadgets import Gadget
 
 PAGE = 4096
 
@@ -112,28 +113,25 @@ def test_what_a_client_can_add_while_it_waits_is_bounded(
     assert "waits for the device" in caplog.text
 
 
-def test_a_client_that_breaks_the_protocol_while_it_waits_is_let_go(serve: Serve, connect: Connect) -> None:
-    class Never(Device):
-        regs = Bar(0, size=0x1000)
-
-        def on_quiesce(self) -> bool:
-            return False
-
-    client = connect(serve(Never()))
-    client.send(raw.reset())
-    client.send(raw.message(raw.RESET, size=3, id=9))
-    assert client.receive().id == 9
+def test_a_client_that_breaks_the_protocol_while_it_waits_is_let_go_at_once(
+    slow: tuple[Slow, RawPeer, Server],
+) -> None:
+    _, client, _ = slow
+    client.send(raw.reset(id=1) + bytes(16))
+    assert [client.receive().id for _ in range(2)] == [1, 0]
     client.expect_closed()
 
 
-def test_a_device_that_fails_to_become_quiet_is_not_waited_for(serve: Serve, connect: Connect) -> None:
-    class Broken(Device):
-        regs = Bar(0, size=0x1000)
+@pytest.mark.parametrize("name", ["on_quiesce", "on_resume"])
+@pytest.mark.parametrize("request_", [raw.reset(), raw.set_state(MigrationState.STOP)], ids=["reset", "stop"])
+def test_a_device_that_fails_to_become_quiet_or_to_go_on_leaves_no_client_without_an_answer(
+    serve: Serve, connect: Connect, caplog: pytest.LogCaptureFixture, name: str, request_: bytes
+) -> None:
+    def fail(self: Device) -> None:
+        raise ZeroDivisionError(name)
 
-        def on_quiesce(self) -> bool:
-            raise RuntimeError("the author's bug, becoming quiet")
-
-    client = connect(serve(Broken()))
-    client.ask(raw.reset())
-    client.ask(raw.set_state(MigrationState.STOP))
+    client = connect(serve(type("Failing", (Gadget,), {name: fail})()))
+    client.ask(request_)
     client.ask(raw.set_state(MigrationState.RUNNING))
+    client.ask(raw.dma_map(0, PAGE))
+    assert f"ZeroDivisionError: {name}" in caplog.text

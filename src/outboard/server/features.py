@@ -6,6 +6,7 @@ takes the feature's data and gives the data of the reply.
 
 import errno
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 from outboard.device import DeviceContract
 from outboard.dirty_pages import PAGE
@@ -116,6 +117,10 @@ class Features:
         """The client has gone: its log of dirty pages goes with it."""
         if self._memory is not None and self._memory.logging:
             self._memory.stop_log()
+
+    def memory_unused(self) -> AbstractContextManager[None]:
+        """Until it is left no thread of the device uses guest memory."""
+        return nullcontext() if self._memory is None else self._memory.unused()
 
     def dirty_bitmap(self, address: int, size: int, page_size: int, room: int) -> bytes:
         """What the device has written in a range, as a bitmap of at most ``room`` bytes; clean afterwards.

@@ -8,7 +8,7 @@ from collections import deque
 from typing import Protocol
 
 from outboard.device import DeviceContract
-from outboard.errors import OutboardError, RequestRefused
+from outboard.errors import RequestRefused
 from outboard.protocol.messages import MigrationFlag, MigrationState
 
 ERROR, STOP, RUNNING, STOP_COPY = (
@@ -48,10 +48,10 @@ class MovableDevice(Protocol):
     """What a device needs to be migrated; `outboard.Device` has it."""
 
     def stop_device(self) -> None:
-        """Do nothing any more."""
+        """Do nothing any more; harmless to repeat."""
 
     def run_device(self) -> None:
-        """Go on."""
+        """Go on; harmless to repeat."""
 
     def save_state(self, sent: dict[str, bytes] | None = None) -> bytes:
         """The whole state, without what ``sent`` says was saved before."""
@@ -136,7 +136,8 @@ class Migration:
             raise RequestRefused(f"migration data is not taken in the state {self.state.name}")
         if len(self._stream) + len(data) > LARGEST_STATE:
             raise RequestRefused(
-                f"more than {LARGEST_STATE:#x} bytes of migration data: no device has so much"
+                f"more than {LARGEST_STATE:#x} bytes of migration data are not taken: a disk that is larger"
+                " moves as a file that both ends open"
             )
         self._stream += data
 
@@ -148,12 +149,21 @@ class Migration:
             self._restore()
         elif (state in SAVING) != (before in SAVING):
             self._forget()
-        if before in RUNS and state not in RUNS:
-            self._device.stop_device()
-        elif state in RUNS and before not in RUNS:
+        if state in RUNS:
             self._device.run_device()
+        else:
+            self._device.stop_device()
         if state is STOP_COPY:
-            self._stream += self._device.save_state(self._sent)
+            self._save(before)
+
+    def _save(self, before: MigrationState) -> None:
+        """The whole state becomes the stream's end; if it cannot be had, all is as it was ``before``."""
+        try:
+            self._stream += self._device.save_state(dict(self._sent))
+        except Exception:
+            if before in RUNS:
+                self._device.run_device()
+            raise
 
     def _restore(self) -> None:
         """Have the device become what came; if nothing did, the migration was given up: it stays as it is."""
@@ -162,7 +172,7 @@ class Migration:
         try:
             if stream:
                 self._device.restore_state(stream)
-        except OutboardError:
+        except Exception:
             self.state = ERROR
             raise
 

@@ -269,12 +269,10 @@ class Requests:
             maps = [(body.address, body.size)]
             if maps[0] not in self._maps:
                 maps = self._maps_within(body.address, body.address + body.size)
-            if body.bitmap is not None:
-                dirty = self.features.dirty_bitmap(
-                    body.address, body.size, body.bitmap.pgsize, body.bitmap.size
-                )
-                bitmap = Bitmap(body.bitmap.pgsize, len(dirty), dirty)
-            self._unmap_each(maps)
+            if body.bitmap is None:
+                self._unmap_each(maps)
+            else:
+                bitmap = self._unmap_and_report(maps, body.address, body.size, body.bitmap)
         room = 0 if bitmap is None else Bitmap.LAYOUT.size + bitmap.size
         return DmaUnmap(24 + room, body.flags, body.address, body.size, bitmap)
 
@@ -309,6 +307,15 @@ class Requests:
     def _unmap_each(self, maps: Iterable[tuple[int, int]]) -> None:
         for address, size in maps:
             self._unmap(address, size)
+
+    def _unmap_and_report(
+        self, maps: Iterable[tuple[int, int]], address: int, size: int, wanted: Bitmap
+    ) -> Bitmap:
+        """Unmaps, and says what was dirty; nothing is written in another thread in between."""
+        with self.features.memory_unused():
+            dirty = self.features.dirty_bitmap(address, size, wanted.pgsize, wanted.size)
+            self._unmap_each(maps)
+        return Bitmap(wanted.pgsize, len(dirty), dirty)
 
     def _unmap(self, address: int, size: int) -> None:
         self.device.dma_unmap(address, size)

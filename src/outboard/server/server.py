@@ -102,6 +102,7 @@ class Server:
             self.loop,
             self._send,
             self._pump,
+            ended=self._end_conversation,
             on_error=on_error,
             profile=chosen(profile),
         )
@@ -266,8 +267,7 @@ class Server:
             self._disconnect(TOO_MANY if data else "the client has gone")
             return False
         session.feed(data, fds)
-        if session.closed and self._session is session:
-            self._disconnect("the conversation has ended")
+        self._end_conversation()
         return self._session is session
 
     def _send(self, data: bytes, fds: Sequence[int] = ()) -> None:
@@ -352,6 +352,11 @@ class Server:
             session.closed = True
         else:
             self._disconnect(why)
+
+    def _end_conversation(self) -> None:
+        """Lets the client go if its session is closed."""
+        if self._session is not None and self._session.closed:
+            self._disconnect("the conversation has ended")
 
     def _disconnect(self, why: str) -> None:
         session, connection = self._session, self._connection

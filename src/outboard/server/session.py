@@ -56,8 +56,9 @@ class Session:
 
     ``send(data, fds)`` transmits one whole message. ``pump(seconds)`` lets input arrive while the device
     waits for memory by message: on the ``twin`` socket if there is one, and on the client's own unless we are
-    ``in_handler``. ``profile`` is what the client is taken for (None: what its VERSION says); ``on_error``,
-    unless None, is put in place of the profile's.
+    ``in_handler``. ``ended()`` is called when it is over (`closed`) although nothing has arrived just now.
+    ``profile`` is what the client is taken for (None: what its VERSION says); ``on_error``, unless None, is
+    put in place of the profile's.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Session:
         send: Callable[[bytes, Sequence[int]], None],
         pump: Callable[[float], None],
         *,
+        ended: Callable[[], None] = lambda: None,
         on_error: OnError | None = None,
         profile: Profile | None = None,
     ) -> None:
@@ -80,6 +82,7 @@ class Session:
         self._on_error = on_error
         self._loop = loop
         self._transmit = send
+        self._ended = ended
         self._report = loop.report
         self._quiesce: Callable[[Callable[[], None]], bool] | None = getattr(device, "quiesce", None)
         self._held: Request | None = None
@@ -179,10 +182,11 @@ class Session:
             self._go_on()
 
     def _is_quiet(self) -> bool:
-        """Asks the device to become quiet; False if it says so later. One that fails to is not waited for."""
+        """Whether the device is quiet already; if not, `_go_on_soon` is called when it is."""
         try:
             return self._quiesce is None or self._quiesce(self._go_on_soon)
         except Exception as error:
+            # It will never say that it is quiet, and the client must not wait for ever.
             self._report(error, "becoming quiet")
             return True
 
@@ -198,12 +202,14 @@ class Session:
         waiting, self._waiting = tuple(self._waiting), deque()
         self._held_bytes = self._held_fds = 0
         self._handle_in_turn(waiting)
+        if self.closed:
+            self._ended()
 
     def _keep(self, events: Sequence[Event], size: int) -> None:
-        """Keeps what comes while a request is held back, but for answers to our commands and a broken end."""
+        """Keeps what comes while a request is held back; answers to our own commands are not among it."""
         self._held_bytes += size
         for event in events:
-            if isinstance(event, Reply | ErrorReply | Fatal):
+            if isinstance(event, Reply | ErrorReply):
                 self._handle_other(event)
             else:
                 self._waiting.append(event)
@@ -252,13 +258,19 @@ class Session:
             if request.fds:
                 close_all(request.fds)
             if request.command in QUIESCING or request.command is Command.DEVICE_FEATURE:
-                _optional(self.device, "unquiesce")
+                self._resume()
         if monotonic() - started > PATIENCE:
             _warn_of_slowness(request.command.name, monotonic() - started)
         if answer:
             self._transmit(answer, fds)
         if request.command is Command.VERSION:
             self._memory.twin = self.twin  # not before the client has its end
+
+    def _resume(self) -> None:
+        try:
+            _optional(self.device, "unquiesce")
+        except Exception as error:
+            self._report(error, "going on")
 
     def _accept(self, request: Request) -> bytes:
         """The answer to VERSION; from now on the client is known."""
