@@ -12,7 +12,10 @@ from outboard.devices.nvme import Nvme
 from outboard.protocol import Command, Direction, Header
 from outboard.protocol.messages import (
     Empty,
+    IoFdsLayout,
+    IoSubRegion,
     Message,
+    RegionIoFds,
     RegionRead,
     RegionReadReply,
     RegionWrite,
@@ -122,6 +125,27 @@ def test_registers_of_a_device_and_their_bits_have_names() -> None:
     assert write.text.startswith("BAR0 cc [0x14] = 0x00460001 (enable=1 ")
     assert write.fields["register"] == "cc"
     assert read.text == "BAR0 doorbells[1] [0x1004], 4 bytes"
+
+
+def test_where_a_shadow_lies_is_told() -> None:
+    sub = IoSubRegion(0x1000, 4, 0, 2, 0, 0, shadow_fd_index=1, shadow_offset=0x40)
+    reply = RegionIoFds(64, 0, 0, 1, (sub,), IoFdsLayout.LIBVFIO_USER)
+    [told] = described(captured(Command.DEVICE_GET_REGION_IO_FDS, reply, flags=REPLY))
+    assert told.text.endswith("shadow ioeventfd in descriptor 0, writes to 0x40 of descriptor 1")
+    assert told.fields["sub_regions"][0]["shadow_offset"] == 0x40
+
+
+def test_extended_configuration_space_is_no_part_of_the_last_capability_below() -> None:
+    config = bytearray(256)
+    config[0x34] = 0xA4
+    config[0xA4] = 0x05  # MSI
+    *_, known, extended = described(
+        *config_read(0, bytes(config)),
+        captured(Command.REGION_READ, RegionRead(0xF0, 7, 4)),
+        captured(Command.REGION_READ, RegionRead(0x100, 7, 4)),
+    )
+    assert known.text == "config MSI+0x4c [0xf0], 4 bytes"
+    assert extended.text == "config [0x100], 4 bytes"
 
 
 def config_read(offset: int, data: bytes) -> Iterable[Captured]:
