@@ -239,7 +239,7 @@ def test_other_dma_is_a_difference_and_finds_what_was_written(
             assert self.dma.read(self.address + 64, 8) == b"wxyz\0\0\0\0"
             self.copy = 0
 
-    told = [str(difference) for difference in replay(record(Lab(), copy_by_message), Lazy())]
+    told = [str(difference) for difference in replay(record(Lab(), copy_by_message), Lazy(), patience=0.1)]
     assert any("DMA_WRITE" in line and "which the recorded server did not send" in line for line in told)
     assert any("DMA_READ" in line and "which the recorded server did not send" in line for line in told)
 
@@ -267,7 +267,7 @@ def test_a_command_of_the_server_that_does_not_come_is_a_difference(
         def move(self, count: int) -> None:
             self.copy = 0
 
-    told = [str(difference) for difference in replay(record(Lab(), copy_by_message), Idle())]
+    told = [str(difference) for difference in replay(record(Lab(), copy_by_message), Idle(), patience=0.1)]
     assert told
     assert all("DMA_" in line and "the server did not send it" in line for line in told)
 
