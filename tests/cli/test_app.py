@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from outboard.cli import COMMANDS
+from outboard.cli import COMMANDS, main
 from tests.cli.conftest import Outboard
 
 
@@ -16,10 +16,11 @@ def test_the_help_lists_every_command(outboard: Outboard) -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_has_a_help_with_an_example(outboard: Outboard, name: str) -> None:
-    shown = outboard(name, "--help")
-    assert shown.returncode == 0
-    assert f"outboard {name}" in shown.stdout.partition("Examples")[2]
+def test_every_command_has_a_help_with_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([name, "--help"], width=100)
+    assert ended.value.code == 0
+    assert f"outboard {name}" in capsys.readouterr().out.partition("Examples")[2]
 
 
 def test_a_wrong_command_is_a_wrong_use(outboard: Outboard) -> None:

@@ -99,10 +99,10 @@ def maps_and_unmaps(device: DeviceContract, folder: Path, count: int) -> None:
     os.close(fd)
 
 
-def test_ten_thousand_maps_cost_one_descriptor_and_little_memory(
+def test_two_thousand_maps_cost_one_descriptor_and_little_memory(
     device: DeviceContract, folder: Path
 ) -> None:
-    maps_and_unmaps(device, folder, 10_000)
+    maps_and_unmaps(device, folder, 2_000)
 
 
 @pytest.mark.soak

@@ -1,6 +1,7 @@
 """The twin socket, the server's side: agreed when asked for, and the way to memory also inside a handler."""
 
 import errno
+import gc
 import json
 import os
 import socket
@@ -13,7 +14,7 @@ from outboard import Mapping, Server
 from outboard.errors import ConnectionLost, DmaError, DmaInHandler, PeerTimeout
 from outboard.server import remote_dma
 from tests import raw
-from tests.raw import CONFIG, RawPeer, open_descriptors
+from tests.raw import CONFIG, RawPeer, descriptors_now
 from tests.server.conftest import Connect, Serve
 from tests.server.gadgets import Gadget
 from tests.server.test_dma import ADDRESS, BASE, COUNT, NOW, PAGE, READ, WRITE, serve_memory, settle, start
@@ -321,11 +322,12 @@ def test_descriptors_on_the_twin_socket_are_closed_and_nothing_is_left_of_a_hund
     connect(server).close()
     with connect(server) as client:
         client.ask(raw.device_info())  # its predecessor has gone for good
+    gc.collect()
     counts = set()
     for _ in range(100):
         with RawPeer.connect(server.path) as client, open_twin(client) as twin:
             twin.send(raw.device_info(), [twin.socket.fileno()] * 3)
             twin.receive()
             client.ask(raw.device_info())
-            counts.add(open_descriptors())
+            counts.add(descriptors_now())
     assert len(counts) == 1

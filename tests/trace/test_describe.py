@@ -13,7 +13,6 @@ from outboard.protocol import Command, Direction, Header
 from outboard.protocol.messages import (
     Empty,
     IoFdsLayout,
-    IoFdType,
     IoSubRegion,
     Message,
     RegionIoFds,
@@ -128,6 +127,27 @@ def test_registers_of_a_device_and_their_bits_have_names() -> None:
     assert read.text == "BAR0 doorbells[1] [0x1004], 4 bytes"
 
 
+def test_where_a_shadow_lies_is_told() -> None:
+    sub = IoSubRegion(0x1000, 4, 0, 2, 0, 0, shadow_fd_index=1, shadow_offset=0x40)
+    reply = RegionIoFds(64, 0, 0, 1, (sub,), IoFdsLayout.LIBVFIO_USER)
+    [told] = described(captured(Command.DEVICE_GET_REGION_IO_FDS, reply, flags=REPLY))
+    assert told.text.endswith("shadow ioeventfd in descriptor 0, writes to 0x40 of descriptor 1")
+    assert told.fields["sub_regions"][0]["shadow_offset"] == 0x40
+
+
+def test_extended_configuration_space_is_no_part_of_the_last_capability_below() -> None:
+    config = bytearray(256)
+    config[0x34] = 0xA4
+    config[0xA4] = 0x05  # MSI
+    *_, known, extended = described(
+        *config_read(0, bytes(config)),
+        captured(Command.REGION_READ, RegionRead(0xF0, 7, 4)),
+        captured(Command.REGION_READ, RegionRead(0x100, 7, 4)),
+    )
+    assert known.text == "config MSI+0x4c [0xf0], 4 bytes"
+    assert extended.text == "config [0x100], 4 bytes"
+
+
 def config_read(offset: int, data: bytes) -> Iterable[Captured]:
     yield captured(Command.REGION_READ, RegionRead(offset, 7, len(data)))
     yield captured(Command.REGION_READ, RegionReadReply(offset, 7, len(data), data), flags=REPLY)
@@ -149,28 +169,6 @@ def test_capabilities_have_names_once_they_were_read() -> None:
     assert entry.fields["register"] == "MSIX_CONTROL[1]"
     assert pba.fields["register"] == "MSIX_PBA[0]"
     assert own.fields["register"] == "VENDOR+0x4"
-
-
-def test_an_extended_place_is_not_behind_a_standard_capability() -> None:
-    config = bytearray(4096)
-    config[0x34] = 0xF0
-    config[0xF0:0xF4] = bytes.fromhex("09 00 10 00")
-    beyond = captured(Command.REGION_READ, RegionRead(0x104, 7, 4))
-    *_, before = described(*config_read(0, bytes(config)), beyond)
-    assert before.fields.get("register") is None
-    config[0x100:0x104] = bytes.fromhex("03 00 01 00")
-    *_, after = described(*config_read(0, bytes(config)), beyond)
-    assert after.fields["register"].endswith("+0x4")
-
-
-def test_where_a_doorbell_leaves_its_value_is_said() -> None:
-    sub = IoSubRegion(0x800, 4, 0, IoFdType.SHADOW_IOEVENTFD, 0, 0, shadow_fd_index=1, shadow_offset=0x40)
-    reply = RegionIoFds(64, 0, 2, 1, (sub,), IoFdsLayout.LIBVFIO_USER)
-    *_, said = described(
-        captured(Command.DEVICE_GET_REGION_IO_FDS, RegionIoFds(64, 0, 2, 0)),
-        captured(Command.DEVICE_GET_REGION_IO_FDS, reply, flags=REPLY),
-    )
-    assert said.text.endswith("shadow ioeventfd in descriptor 0, written to 0x40 of descriptor 1")
 
 
 def test_a_controller_is_known_by_its_class() -> None:

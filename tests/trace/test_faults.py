@@ -2,6 +2,7 @@
 
 import errno
 import os
+import select
 import struct
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ from outboard.protocol.messages import IrqIndex
 from outboard.trace.capture import Captured
 from outboard.trace.fault_spec import parse_fault
 from outboard.trace.faults import Fate, Faults, Passing
+from outboard.trace.interrupts import ASSIGN
 from outboard.trace.proxy import Proxy
 from tests import raw
 from tests.trace.conftest import Ends
@@ -283,3 +285,36 @@ def test_vectors_that_are_assigned_anew_or_taken_back_leave_no_descriptor(folder
         interrupt = client.enable_msi(1)[0]
         client.bar(0).write32(0x14, 0)
         assert interrupt.wait() == 1
+
+
+def test_a_vector_that_the_server_refuses_to_assign_anew_is_served_as_before(ends: Ends) -> None:
+    client, server = ends(faults=[parse_fault("drop-interrupt:probability=0")])
+    client.send(raw.reset())
+    server.receive()
+    before = raw.open_descriptors()
+
+    def assign(error: int) -> tuple[int, int]:
+        """Has the client assign an eventfd, which the server takes or refuses: the ends of both."""
+        event = os.eventfd(0, os.EFD_NONBLOCK)
+        client.send(raw.set_irqs(IrqIndex.MSI, ASSIGN), [event])
+        asked = server.receive()
+        flags = raw.REPLY | raw.ERROR if error else raw.REPLY
+        server.send(raw.message(raw.SET_IRQS, flags=flags, id=asked.id, error=error))
+        assert client.receive().error == error
+        return event, asked.fds[0]
+
+    def arrives(event: int) -> bool:
+        return bool(select.select([event], [], [], 10)[0]) and os.eventfd_read(event) == 1
+
+    first, signalled = assign(0)
+    second, unwanted = assign(errno.EINVAL)
+    os.eventfd_write(signalled, 1)
+    assert arrives(first)
+    third, anew = assign(0)
+    os.eventfd_write(anew, 1)
+    assert arrives(third)
+    for fd in (first, second, third, signalled, unwanted, anew):
+        os.close(fd)
+    client.send(raw.reset())
+    server.receive()  # by now all that was sent before has been closed
+    assert raw.open_descriptors() == before + 2  # of one vector: the proxy's eventfd and the client's

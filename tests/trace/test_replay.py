@@ -1,6 +1,7 @@
 """A recorded client speaks again: the same device answers the same, another one's differences are told."""
 
 import json
+import os
 import runpy
 import socket
 import struct
@@ -238,7 +239,7 @@ def test_other_dma_is_a_difference_and_finds_what_was_written(
             assert self.dma.read(self.address + 64, 8) == b"wxyz\0\0\0\0"
             self.copy = 0
 
-    told = [str(difference) for difference in replay(record(Lab(), copy_by_message), Lazy())]
+    told = [str(difference) for difference in replay(record(Lab(), copy_by_message), Lazy(), patience=0.1)]
     assert any("DMA_WRITE" in line and "which the recorded server did not send" in line for line in told)
     assert any("DMA_READ" in line and "which the recorded server did not send" in line for line in told)
 
@@ -266,7 +267,7 @@ def test_a_command_of_the_server_that_does_not_come_is_a_difference(
         def move(self, count: int) -> None:
             self.copy = 0
 
-    told = [str(difference) for difference in replay(record(Lab(), copy_by_message), Idle())]
+    told = [str(difference) for difference in replay(record(Lab(), copy_by_message), Idle(), patience=0.1)]
     assert told
     assert all("DMA_" in line and "the server did not send it" in line for line in told)
 
@@ -358,6 +359,44 @@ def test_a_command_on_the_twin_socket_is_answered_there() -> None:
     assert Player(messages, SocketTransport(ours)).play() == []
     thread.join()
     assert heard == [struct.pack("=QQ", 0x1000, 4) + b"data"]
+
+
+def test_a_reply_that_the_recorded_server_did_not_send_is_a_difference() -> None:
+    posted = raw.write(0, 0x10, bytes(4), id=2, flags=raw.NO_REPLY)
+    asked = raw.reset(id=3)
+    done = raw.message(raw.RESET, id=3, flags=raw.REPLY)
+    written = raw.message(raw.REGION_WRITE, posted[16:32], id=2, flags=raw.REPLY)
+    quiet = [
+        Captured(0, Direction.TO_SERVER, posted),
+        Captured(0, Direction.TO_SERVER, asked),
+        Captured(0, Direction.TO_CLIENT, done),
+    ]
+    talkative = [quiet[0], Captured(0, Direction.TO_CLIENT, written), *quiet[1:]]
+    for script, count in ((quiet, 1), (talkative, 0)):
+        ours, theirs = socket.socketpair()
+        with raw.RawPeer(theirs) as server:
+            server.send(written + done)
+            [messages] = connections(script)
+            assert len(Player(messages, SocketTransport(ours)).play()) == count
+
+
+def test_a_twin_socket_that_is_none_does_no_harm() -> None:
+    twin_json = {"capabilities": {"twin_socket": {"supported": True, "fd_index": 0}}}
+    agreed = struct.pack("=HH", 0, 0) + json.dumps(twin_json).encode() + b"\0"
+    answer = raw.message(raw.VERSION, agreed, flags=raw.REPLY)
+    capture = [
+        Captured(0, Direction.TO_SERVER, raw.version()),
+        Captured(0, Direction.TO_CLIENT, answer, fds=1),
+    ]
+    before = raw.open_descriptors()
+    ours, theirs = socket.socketpair()
+    with raw.RawPeer(theirs) as server:
+        fd = raw.memory_file(4096)
+        server.send(answer, [fd])
+        os.close(fd)
+        [messages] = connections(capture)
+        assert Player(messages, SocketTransport(ours)).play() == []
+    assert raw.open_descriptors() == before
 
 
 def test_a_replay_leaves_no_descriptor(record: Record) -> None:

@@ -239,6 +239,8 @@ class Conversation:
 
     def _deliver(self, lane: Lane, data: bytes, fds: Sequence[int], whole: bool) -> None:
         try:
+            if self._interrupts is not None and whole and _answers_set_irqs(lane, data):
+                self._interrupts.answered(data)  # before a fault makes something else of it
             if not whole:
                 self._note(lane, data, len(fds), UNCUT)
                 lane.send(data, fds)
@@ -325,6 +327,11 @@ class Conversation:
 
     def _drops(self, index: int, vector: int) -> bool:
         return self._faults.drops(index, vector, time.monotonic() - self._started)
+
+
+def _answers_set_irqs(lane: Lane, data: bytes) -> bool:
+    reply = HEADER.unpack_from(data)[1] == Command.DEVICE_SET_IRQS and not _is_command(data)
+    return reply and lane.direction is Direction.TO_CLIENT
 
 
 def _is_command(data: bytes) -> bool:

@@ -146,11 +146,8 @@ class Registers:
 
     def _behind(self, offset: int) -> list[Named]:
         """The capability that ``offset`` is behind the start of, where it is known no better."""
-        starts = [
-            (at, name)
-            for at, name, *_ in self._capabilities()
-            if 0 < offset - at < FAR and (at < EXTENDED) == (offset < EXTENDED)
-        ]
+        near = [(at, name) for at, name, *_ in self._capabilities() if 0 < offset - at < FAR]
+        starts = [each for each in near if (each[0] < EXTENDED) == (offset < EXTENDED)]
         return [Named(at, 0, name) for at, name in sorted(starts)[-1:]]
 
     def bits(self, region: int, offset: int, data: bytes) -> str:

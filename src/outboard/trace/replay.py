@@ -8,6 +8,7 @@ hears interrupts, and a read that shows something else is repeated for a moment,
 import socket
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from outboard.client.transport import SocketTransport, Transport
@@ -31,7 +32,7 @@ REPLY_TIMEOUT = 5.0
 BETWEEN_READS = 0.002
 LONGEST_REGISTER = 8
 MAIN, TWIN = 0, 1
-ID_SIZE = 2
+ID_SIZE, FLAGS = 2, 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +158,7 @@ class Player:
     def _play(self) -> None:
         reads = _accepted_replies(self._script)
         commands: dict[int, Captured] = {}
+        strays: set[int] = set()
         for number, captured in self._script:
             self._at = number
             passing = Passing(captured.data, captured.direction)
@@ -170,6 +172,16 @@ class Player:
             elif not to_server and message_id in commands:
                 command = commands.pop(message_id)
                 self._compare(command, captured, reads.get(number, ()))
+            elif not to_server:
+                strays.add(message_id)
+        unanswered = {
+            message_id
+            for message_id, command in commands.items()
+            if not command.data[FLAGS] & HeaderFlag.NO_REPLY
+        }
+        for frame in self._replies.values():
+            if frame.message_id not in unanswered | strays:
+                self._differ_unasked(frame)
 
     def _send(self, captured: Captured) -> None:
         fds = self._memory.lend(captured.data, captured.fds)
@@ -225,8 +237,10 @@ class Player:
     def _compare(self, command: Captured, recorded: Captured, accepted: Sequence[bytes]) -> None:
         frame = self._await_reply(Passing(recorded.data, recorded.direction).header[0])
         got = _captured(frame, recorded)
-        self._join_twin(frame)
-        close_all(frame.fds)
+        try:
+            self._join_twin(frame)
+        finally:
+            close_all(frame.fds)
         if was_altered(recorded.remark) or self._equal(got, recorded):
             return
         if accepted and command.data[HEADER_SIZE:] not in self._given_up:
@@ -282,20 +296,24 @@ class Player:
         twin = TwinSocket() if said is None else said.twin_socket
         if twin.supported and (twin.fd_index or 0) < len(frame.fds) and self._twin is None:
             fds = list(frame.fds)
-            self._twin = SocketTransport(socket.socket(fileno=fds.pop(twin.fd_index or 0)))
-            frame.fds = tuple(fds)
+            with suppress(OSError):  # no socket
+                self._twin = SocketTransport(socket.socket(fileno=fds[twin.fd_index or 0]))
+                del fds[twin.fd_index or 0]
+                frame.fds = tuple(fds)
 
     def _answer(self, frame: Frame, place: int) -> None:
         """Answers a command of the server."""
         data, was_recorded = self._dma.answer(frame)
         if not was_recorded and not self._ignore_dma:
-            self.differences.append(
-                Difference(
-                    self._at, None, None, _captured(frame, None), "which the recorded server did not send"
-                )
-            )
+            self._differ_unasked(frame)
         if data is not None:
             self._reply(data, place)
+
+    def _differ_unasked(self, frame: Frame) -> None:
+        got = _captured(frame, None)
+        self.differences.append(
+            Difference(self._at, None, None, got, "which the recorded server did not send")
+        )
 
     def _reply(self, data: bytes, place: int) -> None:
         transport = self._twin if place == TWIN and self._twin is not None else self._transport

@@ -1,8 +1,8 @@
 """A capture as a timeline for Perfetto (ui.perfetto.dev) and Chrome: the Trace Event Format, in JSON.
 
 Each connection is a process. Commands are slices from request to reply, in a track for each side;
-commands that overlap get further tracks. Posted commands are instants, as is all that a proxy adds:
-interrupts, what its filters did.
+commands that overlap get further tracks. Posted commands are instants, as is what a proxy's faults did to
+messages. Interrupts are no messages: a timeline has none.
 """
 
 import json
@@ -15,7 +15,6 @@ from outboard.protocol.states import Direction
 from outboard.trace.describe import Described, Kind
 
 SIDES = {Direction.TO_SERVER: "client's commands", Direction.TO_CLIENT: "server's commands"}
-INTERRUPTS = "interrupts"
 REGISTER_COMMANDS = {"REGION_READ": "read", "REGION_WRITE": "write"}
 LONGEST_TEXT = 1000
 MOST_OPEN = 4096
@@ -84,7 +83,7 @@ class TimelineWriter:
         name: str,
         connection: int = 0,
         *,
-        track: str = INTERRUPTS,
+        track: str,
         args: Mapping[str, Any] | None = None,
     ) -> None:
         """Adds a moment: ``time`` in nanoseconds since the epoch, in the ``track`` of that name."""

@@ -26,6 +26,7 @@ from outboard.protocol.messages import (
     Empty,
     Feature,
     FeatureFlag,
+    IoFdsLayout,
     IoFdType,
     IoSubRegion,
     IrqFlag,
@@ -204,34 +205,35 @@ def region_info(message: RegionInfo) -> Words:
 
 def region_io_fds(message: RegionIoFds) -> Words:
     """What DEVICE_GET_REGION_IO_FDS answers."""
-    subs = [
-        {
-            "offset": sub.offset,
-            "size": sub.size,
-            "fd_index": sub.fd_index,
-            "type": IO_FD_TYPES.get(sub.type, f"type {sub.type}"),
-            "flags": sub.flags,
-            "datamatch": sub.datamatch,
-            "shadow_fd_index": sub.shadow_fd_index,
-            "shadow_offset": sub.shadow_offset,
-        }
-        for sub in message.sub_regions
-    ]
+    said = [io_sub_region(sub, message.layout) for sub in message.sub_regions]
     text = f"{region_name(message.index)} {message.count} sub-region{'s' * (message.count != 1)}"
-    text += "".join(
-        f"; {span(sub.offset, sub.size)} {IO_FD_TYPES.get(sub.type, f'type {sub.type}')} "
-        f"in descriptor {sub.fd_index}{shadow_place(sub)}"
-        for sub in message.sub_regions
-    )
-    fields = {"region": message.index, "argsz": message.argsz, "count": message.count, "sub_regions": subs}
+    text = "; ".join((text, *(each for each, _ in said)))
+    subs = [fields for _, fields in said]
+    return text, {
+        "region": message.index,
+        "argsz": message.argsz,
+        "count": message.count,
+        "sub_regions": subs,
+    }
+
+
+def io_sub_region(sub: IoSubRegion, layout: IoFdsLayout) -> Words:
+    """One part of a region and what serves it; libvfio-user's layout says where a shadow lies."""
+    kind = IO_FD_TYPES.get(sub.type, f"type {sub.type}")
+    text = f"{span(sub.offset, sub.size)} {kind} in descriptor {sub.fd_index}"
+    fields: Fields = {
+        "offset": sub.offset,
+        "size": sub.size,
+        "fd_index": sub.fd_index,
+        "type": kind,
+        "flags": sub.flags,
+        "datamatch": sub.datamatch,
+    }
+    if layout is IoFdsLayout.LIBVFIO_USER:
+        fields |= {"shadow_fd_index": sub.shadow_fd_index, "shadow_offset": sub.shadow_offset}
+        if sub.type == IoFdType.SHADOW_IOEVENTFD:
+            text += f", writes to {sub.shadow_offset:#x} of descriptor {sub.shadow_fd_index}"
     return text, fields
-
-
-def shadow_place(sub: IoSubRegion) -> str:
-    """Where what is written goes, if it goes anywhere."""
-    if sub.type != IoFdType.SHADOW_IOEVENTFD:
-        return ""
-    return f", written to {sub.shadow_offset:#x} of descriptor {sub.shadow_fd_index}"
 
 
 def irq_info(message: IrqInfo) -> Words:
