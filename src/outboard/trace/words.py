@@ -7,7 +7,7 @@ person reads, and names with values of the kinds JSON has (bytes as hexadecimal 
 import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from enum import IntEnum, IntFlag
+from enum import IntEnum
 from struct import Struct
 from typing import Any
 
@@ -48,6 +48,14 @@ from outboard.protocol.messages import (
     SetIrqsFlag,
     Version,
 )
+from outboard.protocol.migration_messages import (
+    FLAGS,
+    LOGGED_RANGE,
+    LOGGING_REPORT,
+    LOGGING_START,
+    MigrationFlag,
+    MigrationState,
+)
 from outboard.protocol.wire import Buffer, Command
 from outboard.trace.registers import Registers, flag_names, region_name
 
@@ -60,7 +68,7 @@ SHOWN = 16
 
 
 class Feature(IntEnum):
-    """The features of DEVICE_FEATURE, by VFIO's numbers."""
+    """The features of DEVICE_FEATURE as VFIO numbers them, those too that vfio-user has no use for."""
 
     PCI_VF_TOKEN = 0
     MIGRATION = 1
@@ -73,27 +81,6 @@ class Feature(IntEnum):
     DMA_LOGGING_REPORT = 8
     MIG_DATA_SIZE = 9
     BUS_MASTER = 10
-
-
-class MigrationFlag(IntFlag):
-    """What a device can do of migration."""
-
-    STOP_COPY = 1 << 0
-    P2P = 1 << 1
-    PRE_COPY = 1 << 2
-
-
-class DeviceState(IntEnum):
-    """The states of a device that migrates."""
-
-    ERROR = 0
-    STOP = 1
-    RUNNING = 2
-    STOP_COPY = 3
-    RESUMING = 4
-    RUNNING_P2P = 5
-    PRE_COPY = 6
-    PRE_COPY_P2P = 7
 
 
 IRQ_NAMES = ("INTx", "MSI", "MSI-X", "ERR", "REQ")
@@ -399,23 +386,22 @@ def feature(message: DeviceFeature) -> Words:
     return f"{text}: {said[0]}", fields | said[1]
 
 
-LOGGING_START, LOGGING_REPORT = Struct("=QII"), Struct("=QQQ")
-LOGGING_RANGE, MIG_STATE, MIG_FLAGS = Struct("=QQ"), Struct("=I"), Struct("=Q")
+MIG_STATE = Struct("=I")  # less than `DEVICE_STATE` will do: a peer may leave the descriptor out
 
 
 def feature_data(number: int, data: bytes) -> Words | None:
     """What the data of a feature says; None where it has none of a known layout."""
-    if number == Feature.MIGRATION and len(data) >= MIG_FLAGS.size:
-        flags = flag_names(MigrationFlag, *MIG_FLAGS.unpack_from(data))
+    if number == Feature.MIGRATION and len(data) >= FLAGS.size:
+        flags = flag_names(MigrationFlag, *FLAGS.unpack_from(data))
         return flags, {"flags": flags}
     if number == Feature.MIG_DEVICE_STATE and len(data) >= MIG_STATE.size:
-        state = named(DeviceState, *MIG_STATE.unpack_from(data))
+        state = named(MigrationState, *MIG_STATE.unpack_from(data))
         return state, {"state": state}
     if number == Feature.DMA_LOGGING_START and len(data) >= LOGGING_START.size:
         page, _, _ = LOGGING_START.unpack_from(data)
         rest = data[LOGGING_START.size :]
-        whole = rest[: len(rest) - len(rest) % LOGGING_RANGE.size]
-        ranges = list(LOGGING_RANGE.iter_unpack(whole))
+        whole = rest[: len(rest) - len(rest) % LOGGED_RANGE.size]
+        ranges = list(LOGGED_RANGE.iter_unpack(whole))
         text = f"pages of {size(page)} in " + (", ".join(span(*each) for each in ranges) or "all memory")
         return text, {"page_size": page, "ranges": ranges}
     if number == Feature.DMA_LOGGING_REPORT and len(data) >= LOGGING_REPORT.size:
