@@ -116,18 +116,19 @@ class Life:
         self.count(message)
         self.session.feed(message)
 
-    def receive(self, data: bytes, fds: Sequence[int]) -> None:
+    def receive(self, data: bytes, fds: Sequence[int]) -> bool:
         """An answer has its true size and the flags of its kind, and an errno only if it is an error."""
         _, code, size, flags, error = raw.HEADER.unpack_from(data)
         assert size == len(data)
         if flags == 0:
             assert code in (raw.DMA_READ, raw.DMA_WRITE)
             self.asked = data
-            return
+            return True
         assert flags in (raw.REPLY, raw.REPLY | raw.ERROR)
         assert (flags == raw.REPLY) == (error == 0)
         assert not error or (size, len(fds)) == (16, 0)
         self.answered += 1
+        return True
 
     def pump(self, seconds: float) -> None:
         """The device waits for memory: it gets it, mostly; or something else, or the client leaves."""

@@ -255,3 +255,19 @@ def test_a_client_frees_everything_it_made(gadget: Gadget, folder: Path) -> None
             client.reset()  # the server has let the last one go
         with Client(folder / "s"):
             assert raw.open_descriptors() <= before + 2
+
+
+def test_a_server_with_fewer_regions_than_pci_needs_is_named_as_the_one_at_fault(play: Stage) -> None:
+    def script(peer: RawPeer) -> None:
+        greet(peer, regions=3)
+        for index in range(3):
+            peer.send(raw.reply(peer.receive(), described(index, 32, flags=3)))
+        wait_for_end(peer)
+
+    with Client(play(script)) as client:
+        with pytest.raises(RemoteProtocolError, match="3 regions, and configuration space is number 7"):
+            client.bus_master()
+        with pytest.raises(IndexError, match=r"no BAR 4; it has \[0, 1, 2\]"):
+            client.bar(4)
+        with pytest.raises(IndexError, match="no region 7; it has 3"):
+            client.region(7)

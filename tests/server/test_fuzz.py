@@ -109,20 +109,21 @@ class Fuzzer:
         count = self.random.choice((0, 0, 0, 1, 1, 2, 4))
         return [os.dup(self.random.choice((self.file, self.event, self.event))) for _ in range(count)]
 
-    def receive(self, data: bytes, fds: Sequence[int]) -> None:
+    def receive(self, data: bytes, fds: Sequence[int]) -> bool:
         """Every message has its true size and the flags of its kind, and an errno only if it is an error."""
         _, command, size, flags, error = raw.HEADER.unpack_from(data)
         assert size == len(data)
         if flags == 0:
             assert command in (raw.DMA_READ, raw.DMA_WRITE)
             self.asked = data
-            return
+            return True
         assert flags in (raw.REPLY, raw.REPLY | raw.ERROR)
         assert (flags == raw.REPLY) == (error == 0)
         if error:
             assert (size, len(fds)) == (16, 0)
         assert all(os.fstat(fd) for fd in fds)
         self.answered += 1
+        return True
 
     def pump(self, seconds: float) -> None:
         """The device waits for memory: what it gets is mostly right; else the client leaves."""

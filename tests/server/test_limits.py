@@ -254,7 +254,7 @@ def test_what_waits_for_a_device_to_become_quiet_is_limited(
     monkeypatch.setattr(outboard.server.session, limit, {"MOST_HELD": 100_000}.get(limit, 50))
     loop, device, [event] = Loop(), Unquiet(), eventfds(1)
     before = open_descriptors()
-    session = Session(device, loop, lambda data, fds: None, lambda seconds: None)
+    session = Session(device, loop, lambda data, fds: True, lambda seconds: None)
     session.feed(raw.version())
     session.feed(raw.reset())
     sent = 0

@@ -141,18 +141,25 @@ class Client:
             argsz = info.argsz
 
     def region(self, index: int) -> RegionAccess:
-        """A region by messages, whatever it is."""
+        """A region by messages, whatever it is. Raises IndexError if the device does not number so many."""
+        if not 0 <= index < len(self.regions):
+            raise IndexError(f"the device has no region {index}; it has {len(self.regions)}, from 0 on")
         return RegionAccess(self._read, self._write, index, self.regions[index].size)
 
     @cached_property
     def config(self) -> RegionAccess:
-        """Configuration space."""
+        """Configuration space. Raises RemoteProtocolError if the server has none: every PCI device has."""
+        if len(self.regions) <= CONFIG_REGION:
+            raise RemoteProtocolError(
+                f"the server has {len(self.regions)} regions, and configuration space is number"
+                f" {CONFIG_REGION}"
+            )
         return self.region(CONFIG_REGION)
 
     def bar(self, index: int) -> RegionAccess:
         """BAR `index` (0 to 5) by messages. Raises IndexError if the device has no such BAR."""
-        if not 0 <= index <= 5 or not self.regions[index].size:
-            present = [number for number in range(6) if self.regions[number].size]
+        present = [number for number, region in enumerate(self.regions[:6]) if region.size]
+        if index not in present:
             raise IndexError(f"the device has no BAR {index}; it has {present}")
         return self.region(index)
 

@@ -270,18 +270,18 @@ class Server:
         self._end_conversation()
         return self._session is session
 
-    def _send(self, data: bytes, fds: Sequence[int] = ()) -> None:
-        """Sends one message, whole if the socket takes it; what it does not take waits its turn."""
+    def _send(self, data: bytes, fds: Sequence[int] = ()) -> bool:
+        """Sends one message, whole (True) if the socket takes it; what it does not take waits its turn."""
         connection = self._connection
         if connection is None:
-            return
+            return True
         if not self._outbox:
             try:
                 sent = connection.send(data, SEND_FLAGS) if not fds else _send_with(connection, data, fds)
             except OSError as error:
                 sent = _unsent(error, data)
             if sent == len(data):
-                return
+                return True
             if sent:
                 data, fds = data[sent:], ()
         # Descriptors are the device's own and outlive the wait.
@@ -298,6 +298,7 @@ class Server:
             self._session.closed = True
         reading = self._receive if self._backlog < PATIENT_BACKLOG else None
         self.loop.watch(connection.fileno(), reading, self._flush)
+        return False
 
     def _flush(self) -> None:
         connection = self._connection

@@ -54,18 +54,18 @@ MOST_HELD, MOST_HELD_MESSAGES, MOST_HELD_FDS = 32 << 20, 1 << 16, 1024
 class Session:
     """One client's conversation with `device`.
 
-    ``send(data, fds)`` transmits one whole message. ``pump(seconds)`` lets input arrive while the device
-    waits for memory by message: on the ``twin`` socket if there is one, and on the client's own unless we are
-    ``in_handler``. ``ended()`` is called when it is over (`closed`) although nothing has arrived just now.
-    ``profile`` is what the client is taken for (None: what its VERSION says); ``on_error``, unless None, is
-    put in place of the profile's.
+    ``send(data, fds)`` transmits one whole message; True if it has gone, with its descriptors, False if it
+    waits its turn. ``pump(seconds)`` lets input arrive while the device waits for memory by message: on the
+    ``twin`` socket if there is one, and on the client's own unless we are ``in_handler``. ``ended()`` is
+    called when it is over (`closed`) although nothing has arrived just now. ``profile`` is what the client is
+    taken for (None: what its VERSION says); ``on_error``, unless None, is put in place of the profile's.
     """
 
     def __init__(
         self,
         device: DeviceContract,
         loop: Loop,
-        send: Callable[[bytes, Sequence[int]], None],
+        send: Callable[[bytes, Sequence[int]], bool],
         pump: Callable[[float], None],
         *,
         ended: Callable[[], None] = lambda: None,
@@ -261,10 +261,11 @@ class Session:
                 self._resume()
         if monotonic() - started > PATIENCE:
             _warn_of_slowness(request.command.name, monotonic() - started)
-        if answer:
-            self._transmit(answer, fds)
-        if request.command is Command.VERSION:
+        gone = bool(answer) and self._transmit(answer, fds)
+        if request.command is Command.VERSION and self.twin is not None:
             self._memory.twin = self.twin  # not before the client has its end
+            if gone:
+                self.twin.let_go()
 
     def _resume(self) -> None:
         try:

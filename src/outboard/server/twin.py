@@ -78,11 +78,16 @@ class Twin:
         if not data:
             self._give_up("the client has closed its twin socket")
             return
-        # Only now is it certain that the descriptor has reached the client.
-        self._close_theirs()
+        self.let_go()
         for event in self.connection.feed(data):
             if not self.closed:
                 self._handle(event)
+
+    def let_go(self) -> None:
+        """The client has its end: ours of it is closed, so that we hear of it when the client closes it."""
+        if self.theirs >= 0:
+            os.close(self.theirs)
+            self.theirs = -1
 
     def close(self) -> None:
         """Ends it. Harmless to repeat."""
@@ -91,7 +96,7 @@ class Twin:
             self._loop.unwatch(self.fd)
             self._socket.close()
         self._outbox.clear()
-        self._close_theirs()
+        self.let_go()
 
     def _handle(self, event: Event) -> None:
         match event:
@@ -131,8 +136,3 @@ class Twin:
     def _give_up(self, why: str) -> None:
         log.warning("%s", why)
         self.close()
-
-    def _close_theirs(self) -> None:
-        if self.theirs >= 0:
-            os.close(self.theirs)
-            self.theirs = -1

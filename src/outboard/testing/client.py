@@ -80,8 +80,9 @@ class InMemoryTransport:
                     os.close(fd)
             raise error
 
-    def _transmit(self, data: bytes, fds: Sequence[int]) -> None:
+    def _transmit(self, data: bytes, fds: Sequence[int]) -> bool:
         self._inbox.append((data, [os.dup(fd) for fd in fds]))
+        return True
 
     def _pump(self, seconds: float) -> None:
         """Lets the client answer while the device, perhaps inside a handler, waits for its memory."""

@@ -54,11 +54,12 @@ class TwinFuzzer(ProfileFuzzer):
             data = TRANSFER + raw.write(0, self.random.choice((NOW, READ, WRITE)), bytes(4)) + data
         return super().chunks(data)
 
-    def receive(self, data: bytes, fds: Sequence[int]) -> None:
+    def receive(self, data: bytes, fds: Sequence[int]) -> bool:
         super().receive(data, fds)
         if raw.HEADER.unpack_from(data)[1] == raw.VERSION and fds:
             self.twin = socket.socket(fileno=os.dup(fds[0]))
             self.twin.setblocking(False)
+        return True
 
     def pump(self, seconds: float) -> None:
         assert self.session is not None
