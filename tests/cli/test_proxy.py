@@ -3,6 +3,7 @@
 import io
 import json
 import signal
+import stat
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from outboard.client import Client
-from outboard.errors import RemoteError
+from outboard.errors import ConnectionLost, RemoteError
 from outboard.trace.capture import CaptureReader, read_capture
 from tests.cli.conftest import EDU, PROGRAM, Outboard, Serving
 
@@ -48,6 +49,15 @@ def end(process: "subprocess.Popen[str]") -> str:
     printed, _ = process.communicate(timeout=10)
     assert process.returncode == 0
     return printed
+
+
+def test_a_proxy_has_the_socket_and_the_clients_it_is_told(between: Between, tmp_path: Path) -> None:
+    process = between("--socket-mode", "600", "--allow-user", "54321")
+    assert stat.S_IMODE((tmp_path / "vm.sock").stat().st_mode) == 0o600
+    with pytest.raises(ConnectionLost):
+        Client(tmp_path / "vm.sock")
+    process.send_signal(signal.SIGTERM)
+    assert "not allowed: process" in process.communicate(timeout=10)[1]
 
 
 def test_a_recording_is_replayed_to_the_same_device_and_to_another(

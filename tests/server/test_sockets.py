@@ -6,6 +6,7 @@ import resource
 import select
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import textwrap
@@ -225,7 +226,7 @@ PROGRAM = """
     from outboard import Bar, Device, serve
     class Scratch(Device):
         memory = Bar(0, size=4096)
-    serve(Scratch(), {path!r})
+    serve(Scratch(), {path!r}, mode=0o600)
 """
 
 
@@ -244,6 +245,7 @@ def test_a_signal_ends_serve_within_a_second_and_removes_its_socket(
                 client = RawPeer.connect(path)
             except OSError:
                 select.select([], [], [], 0.01)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
         with client:
             client.negotiate()
             if not busy:

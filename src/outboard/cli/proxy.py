@@ -1,6 +1,5 @@
 """``outboard proxy``: stands between a VMM and any server; records, decodes, breaks on purpose."""
 
-import logging
 import signal
 import sys
 import time
@@ -12,6 +11,9 @@ from typing import Annotated
 from cyclopts import Parameter
 from rich.console import Console
 
+from outboard.cli.access import ANYONE, Access
+from outboard.cli.foreground import allow_descriptors
+from outboard.cli.log import log_to_stderr
 from outboard.cli.trace import NVME_CLASS, line, nvme_class
 from outboard.trace.capture import Captured, CaptureWriter
 from outboard.trace.describe import Described, Describer
@@ -30,6 +32,7 @@ def proxy(
     memory_by_message: Annotated[bool, Parameter(negative=())] = False,
     fault: list[str] | None = None,
     seed: int = 0,
+    access: Access = ANYONE,
 ) -> None:
     """Stand between a VMM and any vfio-user server.
 
@@ -76,11 +79,14 @@ def proxy(
         What to break, and when; may be given several times.
     seed
         Another number gives other faults by chance, the same one the same.
+    access
+        Who may connect.
     """
     faults = [parse_fault(text) for text in fault or []]
     piped = record == Path("-")
     console = Console(highlight=False, soft_wrap=True, stderr=piped)
-    logging.basicConfig(level=logging.INFO, format="outboard: %(message)s")
+    log_to_stderr()
+    allow_descriptors()
     with ExitStack() as stack:
         told: list[Callable[[Described], None]] = []
         if timeline is not None:
@@ -100,6 +106,7 @@ def proxy(
             capture=capture,
             observer=_describing(told),
             share_memory=not memory_by_message,
+            **access.options(),
         )
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: between.stop())

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
-from typing import Self
+from typing import Self, TypedDict, Unpack
 
 from outboard.descriptors import ANCILLARY, received
 from outboard.device import DeviceContract
@@ -377,16 +377,33 @@ class Server:
             self.stop()
 
 
-def serve(device: DeviceContract, path: str | os.PathLike[str]) -> None:
+class ServerOptions(TypedDict, total=False):
+    """What `Server` takes by name, beside where it listens."""
+
+    mode: int | None
+    owner: str | None
+    allow_users: Iterable[str | int]
+    allow_groups: Iterable[str | int]
+    introduction: float | None
+    on_error: OnError | None
+    profile: ProfileName | Profile
+
+
+def serve(device: DeviceContract, path: str | os.PathLike[str], **options: Unpack[ServerOptions]) -> None:
     """Serves `device` on the UNIX socket `path` until SIGTERM or SIGINT, then ends cleanly.
 
-    Raises SetupError if `path` cannot be listened on, or has a live server.
+    ``options`` are those of `Server`. Raises SetupError if `path` cannot be listened on, or has a live one.
     """
-    serve_all({path: device})
+    serve_all({path: device}, **options)
 
 
-def serve_all(devices: Mapping[str | os.PathLike[str], DeviceContract]) -> None:
-    """Serves several devices, each on its socket and in its own thread, until SIGTERM or SIGINT."""
+def serve_all(
+    devices: Mapping[str | os.PathLike[str], DeviceContract], **options: Unpack[ServerOptions]
+) -> None:
+    """Serves several devices, each on its socket and in its own thread, until SIGTERM or SIGINT.
+
+    ``options`` are those of `Server`, for all of them.
+    """
     # Unlike Event.set, put may interrupt itself: a second signal comes while the first is being handled.
     ended: SimpleQueue[int] = SimpleQueue()
     with ExitStack() as stack:
@@ -395,7 +412,7 @@ def serve_all(devices: Mapping[str | os.PathLike[str], DeviceContract]) -> None:
                 previous = signal.signal(number, lambda number, _: ended.put(number))
                 stack.callback(signal.signal, number, previous)
         for path, device in devices.items():
-            stack.enter_context(Server(device, path)).start()
+            stack.enter_context(Server(device, path, **options)).start()
         ended.get()
 
 

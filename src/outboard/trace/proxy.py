@@ -22,6 +22,7 @@ from outboard.loop import Loop, Timer
 from outboard.protocol import Command, Direction
 from outboard.protocol.messages import Version
 from outboard.protocol.wire import HEADER, HEADER_SIZE, HeaderFlag
+from outboard.server.listening import Admission, Peer
 from outboard.server.listening import listen as listen_at
 from outboard.trace.capture import Captured, CaptureWriter
 from outboard.trace.faults import MADE_UP, Disconnect, Fate, Fault, Faults, Part, Passing
@@ -48,8 +49,9 @@ class Proxy:
     `start`. One client is served at a time, a second one waits its turn. Every message is written to
     ``capture`` and shown to ``observer``, from the proxy's thread. ``faults`` happen by the chance of
     ``seed``; each connection starts their schedules anew. Without ``share_memory`` the server gets no
-    descriptor of guest memory, and asks for all of it by messages: then a capture holds what it read. A
-    context manager that closes.
+    descriptor of guest memory, and asks for all of it by messages: then a capture holds what it read.
+    ``mode``, ``owner``, ``allow_users`` and ``allow_groups`` say who may connect, as `Server`'s do. A context
+    manager that closes.
 
     ::
 
@@ -69,11 +71,16 @@ class Proxy:
         capture: CaptureWriter | None = None,
         observer: Observer | None = None,
         share_memory: bool = True,
+        mode: int | None = None,
+        owner: str | None = None,
+        allow_users: Iterable[str | int] = (),
+        allow_groups: Iterable[str | int] = (),
     ) -> None:
         self.path = Path(listen)
         self.server = Path(connect)
         self.faults = tuple(faults)
         self.seed = seed
+        self._admission = Admission(allow_users, allow_groups)
         self.loop = Loop()
         self.loop.report = self._fail
         self._capture = capture
@@ -83,7 +90,7 @@ class Proxy:
         self._served = 0
         self._thread: threading.Thread | None = None
         try:
-            self._listener = listen_at(self.path)
+            self._listener = listen_at(self.path, mode=mode, owner=owner)
         except OSError as error:
             self.loop.close()
             raise SetupError(f"cannot listen on {self.path}: {error.strerror}") from error
@@ -141,6 +148,11 @@ class Proxy:
         except OSError as error:
             log.warning("a client could not be taken: %s; tried again in a second", error.strerror)
             self.loop.after(ACCEPT_AGAIN, self._listen_on)
+            return
+        if not self._admission.admits(peer := Peer.of(client)):
+            log.warning("refused a client that is not allowed: %s", peer)
+            client.close()
+            self._listen_on()
             return
         server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         server.setblocking(False)
