@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from outboard.native.jit import entry
 from outboard.native.translation import LARGEST, READ, WRITE, Translation, translate
+from outboard.native.words import Block
 from tests.native.conftest import Call
 
 PAGE = 4096
@@ -102,6 +103,36 @@ def test_ten_thousand_ranges_are_each_found(call: Call) -> None:
     held = {number * 7919 % 10007 for number in range(10000)}
     found = [call(find)(table.address, number * 2 * PAGE + 1, PAGE - 1, READ) for number in range(10007)]
     assert found == [host(number * 2 * PAGE) + 1 if number in held else 0 for number in range(10007)]
+
+
+def test_who_looks_up_an_address_to_write_marks_its_pages(call: Call) -> None:
+    start, pages = 0x10000 + 512, Block(64)
+    table = table_of((start, 8 * PAGE, READ | WRITE), (0x8000_0000, PAGE, READ | WRITE))
+
+    def marked() -> list[int]:
+        found = [number for number, byte in enumerate(pages.bytes) if byte]
+        pages.bytes[:] = bytes(64)
+        return found
+
+    call(find)(table.address, start, PAGE, WRITE)
+    assert marked() == []
+    table.log(start, pages.address)
+    table.log(start + 1, pages.address)  # where no range begins: nothing
+    table.log(1 << 40, pages.address)
+    call(find)(table.address, start, 1, READ)
+    assert marked() == []
+    call(find)(table.address, start, 1, READ | WRITE)
+    assert marked() == [0]
+    call(find)(table.address, start + 3 * PAGE, 2 * PAGE, WRITE)
+    assert marked() == [3, 4, 5]
+    call(find)(table.address, start + 8 * PAGE - 1, 1, WRITE)
+    assert marked() == [8]
+    call(find)(table.address, start + 8 * PAGE - 1, 2, WRITE)
+    call(find)(table.address, 0x8000_0000, 1, WRITE)
+    assert marked() == []
+    table.log(start, 0)
+    call(find)(table.address, start, 1, WRITE)
+    assert marked() == []
 
 
 unit = st.integers(0, 40)

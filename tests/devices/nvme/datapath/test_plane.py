@@ -2,18 +2,20 @@
 
 import pytest
 
-from outboard.devices.nvme import Nvme
+from outboard.devices.nvme import Namespace, Nvme
 from outboard.devices.nvme.command import Command
 from outboard.devices.nvme.datapath.plane import DataPlane
 from outboard.devices.nvme.datapath.records import IN_FLIGHT
+from outboard.devices.nvme.datapath.tuning import Tuning
 from outboard.devices.nvme.queues import SubmissionQueue
 from outboard.devices.nvme.spec import AdminOpcode, IoOpcode
 from outboard.devices.nvme.status import Status
 from outboard.loop import Loop
-from outboard.storage import NullStorage
+from outboard.storage import NullStorage, RamStorage
 from tests.devices.nvme.bench import Bench
 from tests.devices.nvme.datapath.live import tuning
 from tests.devices.nvme.driver import Driver, QueuePair, ended
+from tests.devices.nvme.test_moving import move
 
 FLUSH = Command(IoOpcode.FLUSH, nsid=1)
 
@@ -102,3 +104,20 @@ def test_a_command_waits_in_its_queue_while_python_has_enough(
     assert plane.statistics["backed_up"] == 1
     assert ended(pair.wait(cid)) == Status.INVALID_OPCODE
     assert set(pair.done) == {1000 + number for number in range(IN_FLIGHT)}
+
+
+def test_commands_that_were_taken_and_not_begun_move_with_their_controller(
+    bench: Bench, driver: Driver, plane: DataPlane, lane: str, request: pytest.FixtureRequest
+) -> None:
+    pair = driver.create_queue_pair(1)
+    bench.settle()
+    for cid in (100, 101):
+        sq = taken(bench, pair)
+        plane.keep_slow(sq, Command(0x99, cid=cid).encode())
+    spaces = [Namespace(RamStorage(8 << 20)), Namespace(RamStorage(4 << 20), 4096)]
+    target = move(bench, Nvme(*spaces, tuning=Tuning(pollers=0, native=lane == "native")))
+    request.addfinalizer(target.close)
+    assert plane.slow  # the source could still go on with them
+    for cid in (100, 101):
+        assert ended(pair.wait(cid)) == Status.INVALID_OPCODE
+    assert ended(pair.execute(FLUSH)) == Status.SUCCESS
