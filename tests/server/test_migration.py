@@ -221,6 +221,19 @@ def test_a_device_goes_on_elsewhere(served: Callable[[Device], Client]) -> None:
     assert destination.log == ["stop", "restored 2 000102", "run"]
 
 
+def test_a_destination_that_cannot_run_leaves_the_source_running(served: Callable[[Device], Client]) -> None:
+    class Lame(Counter):
+        def on_run(self) -> None:
+            raise RuntimeError("the author's bug, going on")
+
+    source = Counter()
+    with served(source) as here, served(Lame()) as there:
+        with pytest.raises(RemoteError):
+            migrate(here, there)
+        assert here.migration.state is S.RUNNING
+        assert not source.stopped
+
+
 def test_what_changes_during_pre_copy_arrives_too(served: Callable[[Device], Client]) -> None:
     source, destination = Counter(), Counter()
     source.big.memory[:3] = b"old"

@@ -143,7 +143,8 @@ def migrate(
 
     ``stopped`` is called when the one does not run any more and the other not yet: the moment to copy the
     rest of the guest's memory. What is mapped at the destination has to be the same afterwards; interrupts
-    are the destination's to assign. If anything fails before it runs, the source is set running again.
+    are the destination's to assign. If anything fails before it runs, the source is set running again; if it
+    does not say whether it runs (PeerTimeout, ConnectionLost), the source stays stopped: never do both run.
 
     ``pre_copy=False`` leaves that state out, for devices that give the same data in it and afterwards;
     ``chunk`` is the bytes asked for in one message, for devices that give their data in one piece or not at
@@ -163,7 +164,11 @@ def migrate(
         here.state = MigrationState.RUNNING
         raise
     here.state = MigrationState.STOP
-    there.state = MigrationState.RUNNING
+    try:
+        there.state = MigrationState.RUNNING
+    except RemoteError:
+        here.state = MigrationState.RUNNING
+        raise
 
 
 def _pass_on(source: Migration, destination: Migration, chunk: int) -> None:

@@ -97,11 +97,19 @@ class Controller:
             self.state.reset()
 
     def freeze(self) -> None:
-        """Come to rest: what waits for storage is completed, what was taken and not begun stays as it is."""
+        """Come to rest: I/O that waits for storage will be begun anew, as what was taken and not begun yet.
+
+        To be completed it would need guest memory, for which a client that waits for the answer to its wish
+        may not be asked by message.
+        """
         state = self.state
         with state.plane.paused():
             state.plane.frozen = True
             state.plane.place()
+        for key, waiting in list(state.outstanding.items()):
+            if waiting.sq.id and state.plane.keep_slow(waiting.sq, waiting.command.encode()):
+                waiting.task.cancel()
+                del state.outstanding[key]
         state.drain()
         for cq in state.completion.values():
             with self._reaching(cq):
@@ -333,7 +341,7 @@ class Controller:
 
         task = self._workers.start(work, ended)
         if not over:
-            self.state.outstanding[key] = Outstanding(sq, command.cid, task)
+            self.state.outstanding[key] = Outstanding(sq, command, task)
 
     def _complete(self, sq: SubmissionQueue, cid: int, field: int, result: int) -> None:
         """Post the completion of a command that was counted as pending; by whoever posts there."""

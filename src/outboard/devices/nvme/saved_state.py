@@ -39,7 +39,7 @@ def save(state: State) -> Saved:
 
 
 def restore(state: State, saved: Mapping[str, Any]) -> None:
-    """Take back what `save` gave, into a controller that was reset and is frozen.
+    """Take back what `save` gave, into a controller that was reset, of a device that is stopped.
 
     Raises StateError, ValueError, KeyError, TypeError for what cannot be its state.
     """

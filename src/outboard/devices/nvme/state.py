@@ -53,7 +53,7 @@ class Outstanding:
     """A command that waits for storage."""
 
     sq: SubmissionQueue
-    cid: int
+    command: Command
     task: Task
 
 
@@ -119,7 +119,7 @@ class State:
             if waiting.sq is sq:
                 waiting.task.cancel()
                 del self.outstanding[key]
-                cids.append(waiting.cid)
+                cids.append(waiting.command.cid)
         self.drain()
         sq.cq.pending -= len(cids)
         return cids
