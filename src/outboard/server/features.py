@@ -15,6 +15,7 @@ from outboard.errors import RequestRefused
 from outboard.protocol import Message, Request
 from outboard.protocol.messages import (
     DeviceFeature,
+    Empty,
     Feature,
     FeatureFlag,
     MigDataRead,
@@ -22,7 +23,6 @@ from outboard.protocol.messages import (
     MigDataWrite,
     MigrationState,
 )
-from outboard.protocol.messages import Empty as EmptyReply
 from outboard.protocol.migration_messages import (
     DEVICE_STATE,
     FLAGS,
@@ -106,7 +106,7 @@ class Features:
     def write_data(self, request: Request, body: MigDataWrite) -> Message:
         """MIG_DATA_WRITE: the next bytes of another device's stream."""
         self._migration().write(body.data)
-        return EmptyReply()
+        return Empty()
 
     def reset(self) -> None:
         """The device was reset."""
