@@ -32,7 +32,7 @@ from outboard.protocol import (
     TwinSocket,
 )
 from outboard.protocol.connection import MAX_ERRNO
-from outboard.protocol.messages import Version
+from outboard.protocol.messages import DeviceFeature, DeviceReset, DmaMap, DmaUnmap, Version
 from outboard.server.features import Features
 from outboard.server.full_replies import full_reply
 from outboard.server.profiles import SPEC, OnError, Profile, detect
@@ -45,8 +45,9 @@ log = logging.getLogger(__name__)
 NO_DESCRIPTORS: tuple[int, ...] = ()
 PATIENCE = 5.0
 """Seconds after which QEMU gives a request up (its x-msg-timeout)."""
-QUIESCING = frozenset({Command.DMA_MAP, Command.DMA_UNMAP, Command.DEVICE_RESET})
-"""Requests for which a device has to be quiet, beside changes of its migration state."""
+# By the class of the body: on Python 3.11 the hash of an enum's member costs time, for each register write.
+QUIESCING = frozenset({DmaMap, DmaUnmap, DeviceReset, DeviceFeature})
+"""Requests for which a device has to be quiet; of the last, only changes of its migration state."""
 MOST_HELD, MOST_HELD_MESSAGES, MOST_HELD_FDS = 32 << 20, 1 << 16, 1024
 """Bytes, messages and descriptors a client may send while a request of it waits for a quiet device."""
 
@@ -164,12 +165,14 @@ class Session:
 
     def _has_to_wait(self, request: Request) -> bool:
         """Whether `request` is held back until the device is quiet."""
-        if request.command is Command.DEVICE_FEATURE and Features.changes_state(request.body):
+        if type(request.body) not in QUIESCING:
+            return False
+        if Features.changes_state(request.body):
             # What the device has put off until after the requests before is done first.
             self._held = request
             self._loop.call_soon(self._ask_for_quiet)
             return True
-        if request.command not in QUIESCING or self._quiesce is None:
+        if self._quiesce is None or request.command is Command.DEVICE_FEATURE:
             return False
         self._held = request
         if self._is_quiet():
@@ -257,7 +260,7 @@ class Session:
             self.in_handler = False
             if request.fds:
                 close_all(request.fds)
-            if request.command in QUIESCING or request.command is Command.DEVICE_FEATURE:
+            if type(request.body) in QUIESCING:
                 self._resume()
         if monotonic() - started > PATIENCE:
             _warn_of_slowness(request.command.name, monotonic() - started)
