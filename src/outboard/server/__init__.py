@@ -1,6 +1,7 @@
 """The device's side of vfio-user: requests in, a device asked, answers out.
 
 * `server`: a UNIX socket and one client at a time: `serve`, `serve_all`, `Server`
+* `background`: in whose thread it runs
 * `session`: one client's conversation, without a socket
 * `requests`: what each command asks of the device
 * `remote_dma`: guest memory reached by messages

@@ -19,6 +19,8 @@ from outboard.errors import SetupError
 
 QUEUE = 16
 """Clients that may wait to be taken; the next one's connect() fails or waits itself."""
+ACCEPT_AGAIN = 1.0
+"""Seconds until a client that could not be taken is tried again: time must free a descriptor first."""
 SO_PEERGROUPS = 59
 """The peer's supplementary groups; Python's socket module has no name for it."""
 CREDENTIALS = struct.Struct("=iII")

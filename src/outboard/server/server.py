@@ -18,14 +18,14 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
-from types import TracebackType
-from typing import Self, TypedDict, Unpack
+from typing import TypedDict, Unpack
 
 from outboard.descriptors import ANCILLARY, received
 from outboard.device import DeviceContract
 from outboard.errors import SetupError
-from outboard.loop import Loop, Timer
-from outboard.server.listening import Admission, Peer, listen
+from outboard.loop import Timer
+from outboard.server.background import Background
+from outboard.server.listening import ACCEPT_AGAIN, Admission, Peer, listen
 from outboard.server.profiles import OnError, Profile, ProfileName, chosen
 from outboard.server.session import Session
 
@@ -41,8 +41,6 @@ BURST_PAUSE = struct.pack("@ll", 0, 1000)
 TRUNCATED = int(socket.MSG_CTRUNC)
 NO_DESCRIPTORS: tuple[int, ...] = ()
 TOO_MANY = "more descriptors came than a message may carry (253), or than this process may open (ulimit -n)"
-ACCEPT_AGAIN = 1.0
-"""Seconds until a client that could not be taken is tried again: time must free a descriptor first."""
 PATIENT_BACKLOG = 1 << 20
 """Bytes of answers that wait for a client while we go on reading: it may send long before it listens."""
 MAX_BACKLOG = 64 << 20
@@ -53,7 +51,7 @@ INTRODUCTION = 3.0
 """Seconds after which a client that has not said VERSION yields to one that waits: QEMU waits for 5."""
 
 
-class Server:
+class Server(Background):
     """Serves `device` on a UNIX socket, at `path` or on an inherited descriptor `fd`.
 
     It listens when the constructor returns. Run it with `serve_forever`, in a thread of its own with
@@ -95,7 +93,7 @@ class Server:
         self._admission = Admission(allow_users, allow_groups)
         self._introduction = introduction
         self._grace: Timer | None = None
-        self.loop = Loop()
+        super().__init__(f"outboard {self.path or ''}")
         self._new_session = partial(
             Session,
             device,
@@ -111,7 +109,6 @@ class Server:
         self._session: Session | None = None
         self._outbox: deque[tuple[memoryview, Sequence[int]]] = deque()
         self._backlog = 0
-        self._thread: threading.Thread | None = None
         given: socket.socket | None = None
         try:
             given = listen(self.path, mode=mode, owner=owner) if self.path else socket.socket(fileno=fd)
@@ -145,26 +142,9 @@ class Server:
         """Does what is due, waiting for it up to `timeout` seconds (None: for ever); True if anything was."""
         return self.loop.run_once(timeout)
 
-    def serve_forever(self) -> None:
-        """Serves until `stop`."""
-        self.loop.run()
-
-    def start(self) -> Self:
-        """Serves in a thread of its own."""
-        self._thread = threading.Thread(target=self.serve_forever, name=f"outboard {self.path or ''}")
-        self._thread.start()
-        return self
-
-    def stop(self) -> None:
-        """Ends `serve_forever`; may be called from any thread and from a signal handler."""
-        self.loop.stop()
-
     def close(self) -> None:
         """Stops, lets the client go, and removes the socket's file. Harmless to repeat."""
-        self.stop()
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        super().close()
         self._disconnect("the server ends")
         if self._listener is not None:
             self.loop.unwatch(self._listener.fileno())
@@ -174,14 +154,6 @@ class Server:
             self._listener.close()
             self._listener = None
         self.loop.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _accept(self) -> None:
         listener = self._listener

@@ -9,12 +9,9 @@ the proxy, at their usual speed.
 import logging
 import os
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from outboard.descriptors import close_all
 from outboard.errors import RemoteProtocolError, SetupError
@@ -22,7 +19,8 @@ from outboard.loop import Loop, Timer
 from outboard.protocol import Command, Direction
 from outboard.protocol.messages import Version
 from outboard.protocol.wire import HEADER, HEADER_SIZE, HeaderFlag
-from outboard.server.listening import Admission, Peer
+from outboard.server.background import Background
+from outboard.server.listening import ACCEPT_AGAIN, Admission, Peer
 from outboard.server.listening import listen as listen_at
 from outboard.trace.capture import Captured, CaptureWriter
 from outboard.trace.faults import MADE_UP, Disconnect, Fate, Fault, Faults, Part, Passing
@@ -31,8 +29,6 @@ from outboard.trace.relay import UNCUT, Lane, Relay
 
 log = logging.getLogger(__name__)
 
-ACCEPT_AGAIN = 1.0
-"""Seconds until a client that could not be taken is tried again: time must free a descriptor first."""
 MAIN, TWIN = 0, 1
 KEPT_BACK = "its descriptor was kept back"
 BETWEEN = "the proxy stands between its interrupts"
@@ -42,7 +38,7 @@ AS_IT_IS = Fate(None)
 Observer = Callable[[Captured], None]
 
 
-class Proxy:
+class Proxy(Background):
     """Listens at ``listen`` and passes every client on to the server at ``connect``.
 
     It listens when the constructor returns. Run it with `serve_forever`, or in a thread of its own with
@@ -81,14 +77,13 @@ class Proxy:
         self.faults = tuple(faults)
         self.seed = seed
         self._admission = Admission(allow_users, allow_groups)
-        self.loop = Loop()
+        super().__init__(f"outboard proxy {self.path}")
         self.loop.report = self._fail
         self._capture = capture
         self._observer = observer
         self._share_memory = share_memory
         self._conversation: Conversation | None = None
         self._served = 0
-        self._thread: threading.Thread | None = None
         try:
             self._listener = listen_at(self.path, mode=mode, owner=owner)
         except OSError as error:
@@ -100,26 +95,9 @@ class Proxy:
         self._listener.setblocking(False)
         self._listen_on()
 
-    def serve_forever(self) -> None:
-        """Passes messages on until `stop`."""
-        self.loop.run()
-
-    def start(self) -> Self:
-        """Runs in a thread of its own."""
-        self._thread = threading.Thread(target=self.serve_forever, name=f"outboard proxy {self.path}")
-        self._thread.start()
-        return self
-
-    def stop(self) -> None:
-        """Ends `serve_forever`; may be called from any thread and from a signal handler."""
-        self.loop.stop()
-
     def close(self) -> None:
         """Stops, cuts both ends off, and removes the socket's file. Harmless to repeat."""
-        self.stop()
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        super().close()
         if self._conversation is not None:
             self._conversation.close("the proxy ends")
         if self._listener.fileno() >= 0:
@@ -127,14 +105,6 @@ class Proxy:
             self.path.unlink(missing_ok=True)
             self._listener.close()
         self.loop.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _listen_on(self) -> None:
         if self._conversation is None and not self.loop.stopped:
