@@ -32,7 +32,7 @@ def controller_fields(data: bytes) -> Fields:
 def namespace_fields(data: bytes) -> Fields:
     """What Identify Namespace's 4096 bytes say, with its block formats as ``lbaf``."""
     fields = readable(IDENTIFY_NAMESPACE.decode(data))
-    del fields["lbaf0"]
+    del fields["lbafs"]
     used = data[26] & 0xF
     formats = []
     for index in range(min(data[25] + 1, FORMATS)):

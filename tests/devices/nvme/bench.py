@@ -87,9 +87,10 @@ class Bench:
     def close(self) -> None:
         assert self.device.dma.live_views == 0
         assert not self.device.unhandled
+        spaces = list(self.device.subsystem.namespaces.values())
         self.device.disconnected()
         self.device.close()
         self.loop.close()
         os.close(self.fd)
-        for space in self.device.namespaces.values():
+        for space in spaces:
             space.storage.close()

@@ -30,7 +30,7 @@ def test_the_controller_says_what_drivers_look_at(driver: Driver) -> None:
     data = IDENTIFY_CONTROLLER.decode(identify(driver, Cns.CONTROLLER))
     assert data["vid"] == data["ssvid"] == 0x4F42
     assert data["ver"] == driver.bar.read32(VS) == 0x20000
-    assert (data["sqes"], data["cqes"], data["nn"]) == (0x66, 0x44, 2)
+    assert (data["sqes"], data["cqes"], data["nn"]) == (0x66, 0x44, 32)
     assert (data["mdts"], data["cntlid"], data["cntrltype"]) == (7, 1, 1)
     assert (data["acl"], data["aerl"], data["elpe"]) == (3, 3, 63)
     assert data["vwc"] == 7
@@ -72,8 +72,10 @@ def test_identifiers_survive_a_restart_and_differ_between_namespaces_and_serials
 def test_a_namespace_says_its_size_and_format(driver: Driver) -> None:
     small, large = (IDENTIFY_NAMESPACE.decode(identify(driver, Cns.NAMESPACE, nsid)) for nsid in (1, 2))
     assert small["nsze"] == small["ncap"] == small["nuse"] == 16384
-    assert (small["lbaf0"], small["flbas"], small["nlbaf"]) == (9 << 16, 0, 0)
-    assert (large["nsze"], large["lbaf0"]) == (1024, 12 << 16)
+    formats = [(ms, 1 << shift) for ms, shift, _ in struct.iter_unpack("<HBB", bytes(small["lbafs"])[:28])]
+    assert formats == [(0, 512), (0, 4096), (8, 512), (8, 4096), (16, 512), (16, 4096), (64, 4096)]
+    assert (small["flbas"], small["nlbaf"]) == (0, 6)
+    assert (large["nsze"], large["flbas"]) == (1024, 1)
     assert small["nvmcap"] == 8 << 20
     assert small["dlfeat"] == 0b1001
 
@@ -84,7 +86,7 @@ def test_what_does_not_fill_a_block_is_left_out(make_bench: MakeBench) -> None:
 
 
 @pytest.mark.point("I01")
-@pytest.mark.parametrize("nsid", [0, 3, BROADCAST - 1, BROADCAST])
+@pytest.mark.parametrize("nsid", [0, 33, BROADCAST - 1, BROADCAST])
 @pytest.mark.parametrize(
     "cns",
     [Cns.NAMESPACE, Cns.NAMESPACE_DESCRIPTORS, Cns.CSI_NAMESPACE, Cns.CSI_INDEPENDENT_NAMESPACE],
@@ -93,6 +95,12 @@ def test_a_namespace_that_is_not_there_is_an_invalid_namespace(driver: Driver, c
     completion = driver.identify(cns, nsid)
     assert ended(completion) == Status.INVALID_NAMESPACE
     assert do_not_retry(completion)
+
+
+@pytest.mark.point("I01")
+def test_a_namespace_that_could_be_and_is_not_is_all_zeros(driver: Driver) -> None:
+    assert identify(driver, Cns.NAMESPACE, 3) == bytes(PAGE)
+    assert ended(driver.identify(Cns.NAMESPACE_DESCRIPTORS, 3)) == Status.INVALID_NAMESPACE
 
 
 @pytest.mark.point("I01", "I03")

@@ -4,7 +4,9 @@ import struct
 
 import pytest
 
+from outboard.devices.nvme.admin import ADMIN_COMMANDS
 from outboard.devices.nvme.command import Command
+from outboard.devices.nvme.io import IO_COMMANDS
 from outboard.devices.nvme.layouts import ERROR_ENTRY, FIRMWARE_LOG, HEALTH_LOG
 from outboard.devices.nvme.spec import BROADCAST, AdminOpcode, IoOpcode, LogId
 from outboard.devices.nvme.status import Status
@@ -31,8 +33,8 @@ def test_the_supported_pages_are_those_that_can_be_read(driver: Driver) -> None:
 @pytest.mark.point("L01")
 def test_the_effects_log_names_the_commands_that_are_executed(driver: Driver) -> None:
     effects = struct.unpack("<1024I", get(driver, LogId.COMMANDS_EFFECTS))
-    assert [opcode for opcode in range(256) if effects[opcode] & 1] == sorted(AdminOpcode)
-    assert [opcode for opcode in range(256) if effects[256 + opcode] & 1] == sorted(IoOpcode)
+    assert [opcode for opcode in range(256) if effects[opcode] & 1] == sorted(ADMIN_COMMANDS)
+    assert [opcode for opcode in range(256) if effects[256 + opcode] & 1] == sorted(IO_COMMANDS)
     changing = [opcode for opcode in range(256) if effects[256 + opcode] & 2]
     assert changing == [IoOpcode.WRITE, IoOpcode.WRITE_ZEROES, IoOpcode.DATASET_MANAGEMENT]
     other_set = Command(AdminOpcode.GET_LOG_PAGE, prp1=driver.data, cdw10=5 | 1023 << 16, cdw14=2 << 24)

@@ -3,16 +3,18 @@
 import gc
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 
 import pytest
 
-from outboard.devices.nvme import Namespace, workers
+from outboard.devices.nvme import Namespace, Subsystem, workers
 from outboard.devices.nvme.command import Command
+from outboard.devices.nvme.command_set import Commands
 from outboard.devices.nvme.datapath.plane import DataPlane
 from outboard.devices.nvme.datapath.records import BY_PYTHON
 from outboard.devices.nvme.datapath.tuning import Tuning
 from outboard.devices.nvme.io import IO_COMMANDS
+from outboard.devices.nvme.monitor import Monitor
 from outboard.devices.nvme.spec import BROADCAST, IoOpcode
 from outboard.devices.nvme.state import Identity, Limits, State
 from outboard.devices.nvme.status import CommandFailed, Status
@@ -80,19 +82,21 @@ class Stand:
 
     def __init__(self) -> None:
         self.loop = Loop()
-        self.workers = Workers(self.loop)
+        self.workers = Workers(self.loop, Monitor())
         self.slow, self.other, self.ram = Slow(), Slow(), RamStorage(SIZE)
         self.memory = GuestMemory()
         self.fd = os.memfd_create("guest")
         os.truncate(self.fd, 4096)
         self.memory.map(Mapping(0, 4096, fd=os.dup(self.fd)))
         disks: tuple[Storage, ...] = (self.slow, self.other, self.ram)
-        spaces = {nsid: Namespace(disk) for nsid, disk in enumerate(disks, 1)}
+        subsystem = Subsystem(*disks)
+        spaces: dict[int, Namespace] = {}
         limits = Limits()
         self.doorbells = Block(4096)
         plane = DataPlane(
             self.memory,
             spaces,
+            most_namespaces=subsystem.most_namespaces,
             io_queues=limits.io_queues,
             mdts=limits.transfer,
             doorbells=self.doorbells.address,
@@ -100,12 +104,23 @@ class Stand:
             line_heard=lambda: False,
             tuning=Tuning(native=False),
         )
-        self.state = State(Identity("S", "M", "F", 1, 1), limits, spaces, Bus(self.memory), plane)
+        self.state = subsystem.enrol(
+            lambda cntlid: State(
+                subsystem,
+                Identity(cntlid, "F", 1, 1),
+                limits,
+                Commands({}, IO_COMMANDS),
+                spaces,
+                Bus(self.memory),
+                plane,
+                lambda: None,
+            )
+        )
         self.ended: list[tuple[str, int | Exception]] = []
 
     def work(self, opcode: IoOpcode, nsid: int, **more: int) -> Work:
-        work = IO_COMMANDS[opcode](self.state, Command(opcode, nsid=nsid, **more))
-        assert isinstance(work, Iterator)
+        work = IO_COMMANDS[opcode].handler(self.state, Command(opcode, nsid=nsid, **more))
+        assert isinstance(work, Generator)
         return work
 
     def start(self, name: str, opcode: IoOpcode, nsid: int, **more: int) -> Task:

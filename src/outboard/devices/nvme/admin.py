@@ -1,12 +1,13 @@
 """The admin commands (NVMe Base 2.0, 5): which opcode is executed by whom, and the small ones."""
 
 from outboard.devices.nvme.command import Command
+from outboard.devices.nvme.command_set import CHANGES_CONTROLLER, AdminCommand
 from outboard.devices.nvme.features import get_features, set_features
 from outboard.devices.nvme.identify import identify
 from outboard.devices.nvme.logs import get_log_page
 from outboard.devices.nvme.queue_commands import create_io_cq, create_io_sq, delete_io_cq, delete_io_sq
 from outboard.devices.nvme.spec import PAGE, AdminOpcode
-from outboard.devices.nvme.state import Handler, State
+from outboard.devices.nvme.state import State
 from outboard.devices.nvme.status import CommandFailed, Status
 from outboard.errors import DmaError
 
@@ -66,29 +67,17 @@ def keep_alive(state: State, command: Command) -> int:
     return 0
 
 
-ADMIN_COMMANDS: dict[int, Handler] = {
-    AdminOpcode.DELETE_IO_SQ: delete_io_sq,
-    AdminOpcode.CREATE_IO_SQ: create_io_sq,
-    AdminOpcode.GET_LOG_PAGE: get_log_page,
-    AdminOpcode.DELETE_IO_CQ: delete_io_cq,
-    AdminOpcode.CREATE_IO_CQ: create_io_cq,
-    AdminOpcode.IDENTIFY: identify,
-    AdminOpcode.ABORT: abort,
-    AdminOpcode.SET_FEATURES: set_features,
-    AdminOpcode.GET_FEATURES: get_features,
-    AdminOpcode.ASYNC_EVENT_REQUEST: async_event_request,
-    AdminOpcode.KEEP_ALIVE: keep_alive,
-    AdminOpcode.DOORBELL_BUFFER_CONFIG: doorbell_buffer_config,
+ADMIN_COMMANDS: dict[int, AdminCommand] = {
+    AdminOpcode.DELETE_IO_SQ: AdminCommand(delete_io_sq, pausing=True),
+    AdminOpcode.CREATE_IO_SQ: AdminCommand(create_io_sq, pausing=True),
+    AdminOpcode.GET_LOG_PAGE: AdminCommand(get_log_page),
+    AdminOpcode.DELETE_IO_CQ: AdminCommand(delete_io_cq, pausing=True),
+    AdminOpcode.CREATE_IO_CQ: AdminCommand(create_io_cq, pausing=True),
+    AdminOpcode.IDENTIFY: AdminCommand(identify),
+    AdminOpcode.ABORT: AdminCommand(abort, pausing=True),
+    AdminOpcode.SET_FEATURES: AdminCommand(set_features, effects=CHANGES_CONTROLLER),
+    AdminOpcode.GET_FEATURES: AdminCommand(get_features),
+    AdminOpcode.ASYNC_EVENT_REQUEST: AdminCommand(async_event_request),
+    AdminOpcode.KEEP_ALIVE: AdminCommand(keep_alive),
+    AdminOpcode.DOORBELL_BUFFER_CONFIG: AdminCommand(doorbell_buffer_config, pausing=True),
 }
-
-PAUSING = frozenset(
-    {
-        AdminOpcode.DELETE_IO_SQ,
-        AdminOpcode.CREATE_IO_SQ,
-        AdminOpcode.DELETE_IO_CQ,
-        AdminOpcode.CREATE_IO_CQ,
-        AdminOpcode.ABORT,
-        AdminOpcode.DOORBELL_BUFFER_CONFIG,
-    }
-)
-"""Commands that need the data plane to stand still."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Self
 
 _SQE = struct.Struct("<BBHIIIQQQ6I")
-_CQE = struct.Struct("<IIHHHH")
+_CQE = struct.Struct("<QHHHH")
 
 
 @dataclass(slots=True)
@@ -71,7 +71,8 @@ class Command:
 class Completion:
     """A completion queue entry; 16 bytes in memory.
 
-    ``status`` is the 15-bit field above the phase tag: see `outboard.devices.nvme.status`.
+    ``result`` is dwords 0 and 1; few commands use the second. ``status`` is the 15-bit field above the phase
+    tag: see `outboard.devices.nvme.status`.
     """
 
     result: int
@@ -84,9 +85,9 @@ class Completion:
     @classmethod
     def decode(cls, entry: bytes | memoryview) -> Self:
         """Read the entry that 16 bytes hold."""
-        result, _, sq_head, sq_id, cid, tagged = _CQE.unpack(entry)
+        result, sq_head, sq_id, cid, tagged = _CQE.unpack(entry)
         return cls(result, sq_head, sq_id, cid, tagged >> 1, tagged & 1)
 
     def encode(self) -> bytes:
         """Return the 16 bytes of the entry."""
-        return _CQE.pack(self.result, 0, self.sq_head, self.sq_id, self.cid, self.status << 1 | self.phase)
+        return _CQE.pack(self.result, self.sq_head, self.sq_id, self.cid, self.status << 1 | self.phase)

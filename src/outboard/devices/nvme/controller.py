@@ -12,18 +12,17 @@ ends in its own completion; only queues that cannot be read or written at all en
 
 import logging
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from enum import Enum
 
-from outboard.devices.nvme.admin import ADMIN_COMMANDS, PAUSING
+from outboard.devices.nvme.admission import admit
 from outboard.devices.nvme.command import Command
 from outboard.devices.nvme.datapath.loop import MORE
-from outboard.devices.nvme.events import INVALID_DOORBELL_REGISTER, INVALID_DOORBELL_VALUE, Event
-from outboard.devices.nvme.io import IO_COMMANDS
+from outboard.devices.nvme.events import INVALID_DOORBELL_REGISTER, INVALID_DOORBELL_VALUE
 from outboard.devices.nvme.queues import CompletionQueue, SubmissionQueue
 from outboard.devices.nvme.state import Outstanding, State
 from outboard.devices.nvme.status import CommandFailed, Status, status_field
-from outboard.devices.nvme.transfer import Abandoned, check_flags
+from outboard.devices.nvme.transfer import Abandoned, check_admin_flags, check_io_flags
 from outboard.devices.nvme.work import Call, Work, run_inline
 from outboard.devices.nvme.workers import Workers
 from outboard.errors import DmaError, StorageError
@@ -127,7 +126,7 @@ class Controller:
     def start_workers(self, loop: Loop) -> None:
         """From now on storage that may block is called in threads of its own."""
         if self._workers is None:
-            self._workers = Workers(loop)
+            self._workers = Workers(loop, self.state.subsystem.turn)
             self.state.drain = self._workers.drain
 
     def stop_workers(self) -> None:
@@ -165,10 +164,6 @@ class Controller:
                 plane.wake_for_head(queue)
             return plane.inline
         return self.pending
-
-    def report(self, event: Event) -> None:
-        """Tell the host of ``event`` when it can be told."""
-        self.state.events.post(event)
 
     @property
     def pending(self) -> bool:
@@ -302,19 +297,28 @@ class Controller:
         if command.cid in sq.aborted:
             sq.aborted -= {command.cid}
             raise CommandFailed(Status.ABORT_REQUESTED)
-        commands = IO_COMMANDS if sq.id else ADMIN_COMMANDS
-        handler = commands.get(command.opcode)
-        if handler is None:
-            raise CommandFailed(Status.INVALID_OPCODE, f"opcode {command.opcode:#x} is unknown", location=0)
-        check_flags(sq.id, command)
-        if sq.id == 0 and command.cid in self.state.events.parked:
+        return self._handle_io(command) if sq.id else self._handle_admin(command)
+
+    def _handle_io(self, command: Command) -> int | Work | None:
+        io = self.state.commands.io.get(command.opcode)
+        if io is None:
+            raise _unknown(command)
+        check_io_flags(command)
+        admit(self.state, command, io.access)
+        return io.handler(self.state, command)
+
+    def _handle_admin(self, command: Command) -> int | Work | None:
+        state = self.state
+        admin = state.commands.admin.get(command.opcode)
+        if admin is None:
+            raise _unknown(command)
+        check_admin_flags(command)
+        if command.cid in state.events.parked:
             raise CommandFailed(
                 Status.COMMAND_ID_CONFLICT, f"command {command.cid:#x} is outstanding", location=2
             )
-        if sq.id == 0 and command.opcode in PAUSING:
-            with self.state.plane.paused():
-                return handler(self.state, command)
-        return handler(self.state, command)
+        with state.plane.paused() if admin.pausing else nullcontext():
+            return admin.handler(state, command)
 
     def _begin(self, sq: SubmissionQueue, command: Command, work: Work) -> None:
         """Run a command that may wait for storage: here as far as it goes, the rest when storage answers."""
@@ -358,7 +362,7 @@ class Controller:
         if not isinstance(error, CommandFailed):
             log.error("opcode %#x of queue %d failed", command.opcode, sq.id, exc_info=error)
             error = CommandFailed(Status.INTERNAL_ERROR, repr(error))
-        field = status_field(error.status, more=True)
+        field = error.field if error.field is not None else status_field(error.status, more=True)
         lba = command.slba if sq.id else 0
         self.state.errors.add(sq.id, command, field, error, lba)
         log.debug("queue %d, command %#x: %s", sq.id, command.cid, error)
@@ -381,6 +385,10 @@ class Controller:
             if cq.signal or wanted:
                 cq.signal = False
                 self._interrupt(cq)
+
+
+def _unknown(command: Command) -> CommandFailed:
+    return CommandFailed(Status.INVALID_OPCODE, f"opcode {command.opcode:#x} is unknown", location=0)
 
 
 def _flush_each(state: State) -> Work:

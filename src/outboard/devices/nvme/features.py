@@ -25,26 +25,23 @@ _CHANGEABLE, _NAMESPACE_SPECIFIC = 1 << 2, 1 << 1
 
 
 @dataclass(frozen=True, slots=True)
-class Feature:
-    """A feature whose value is one dword, of which a host may set the bits in ``mask``."""
+class Plain:
+    """A value of one dword, of which a host may set the bits in ``mask``."""
 
     default: int
     mask: int
-    namespace_specific: bool = False
 
 
-PLAIN: dict[int, Feature] = {
-    FeatureId.ARBITRATION: Feature(default=4, mask=0xFFFF_FF07),
-    FeatureId.POWER_MANAGEMENT: Feature(default=0, mask=0xE0),
-    FeatureId.ERROR_RECOVERY: Feature(default=0, mask=0xFFFF, namespace_specific=True),
-    FeatureId.VOLATILE_WRITE_CACHE: Feature(default=1, mask=1),
-    FeatureId.INTERRUPT_COALESCING: Feature(default=0, mask=0xFFFF),
-    FeatureId.WRITE_ATOMICITY: Feature(default=0, mask=1),
-    FeatureId.ASYNC_EVENT_CONFIGURATION: Feature(default=0, mask=0x1FF),
-    FeatureId.KEEP_ALIVE_TIMER: Feature(default=0, mask=0xFFFF_FFFF),
+PLAIN: dict[int, Plain] = {
+    FeatureId.ARBITRATION: Plain(default=4, mask=0xFFFF_FF07),
+    FeatureId.POWER_MANAGEMENT: Plain(default=0, mask=0xE0),
+    FeatureId.ERROR_RECOVERY: Plain(default=0, mask=0xFFFF),
+    FeatureId.VOLATILE_WRITE_CACHE: Plain(default=1, mask=1),
+    FeatureId.INTERRUPT_COALESCING: Plain(default=0, mask=0xFFFF),
+    FeatureId.WRITE_ATOMICITY: Plain(default=0, mask=1),
+    FeatureId.ASYNC_EVENT_CONFIGURATION: Plain(default=0, mask=0x1FF),
+    FeatureId.KEEP_ALIVE_TIMER: Plain(default=0, mask=0xFFFF_FFFF),
 }
-
-_KNOWN = frozenset(FeatureId)
 
 _OF_THE_DATA_PATH = frozenset(
     {
@@ -167,84 +164,84 @@ class Features:
         self._set_at = time.monotonic()
 
 
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """How a feature is read and set: both return dword 0 of the completion, and move data themselves.
+
+    ``get`` is not called for capabilities. Set Features has been checked against ``namespace_specific``.
+    """
+
+    get: "Callable[[State, Command, Select], int]"
+    set: "Callable[[State, Command], int | Work]"
+    namespace_specific: bool = False
+
+
 def get_features(state: "State", command: Command) -> int:
     """Execute Get Features."""
-    fid, select = command.cdw10 & 0xFF, command.cdw10 >> 8 & 7
-    plain = PLAIN.get(fid)
-    if fid not in _KNOWN:
-        raise CommandFailed(Status.INVALID_FIELD, f"there is no feature {fid:#x}", location=40)
+    select = command.cdw10 >> 8 & 7
+    feature = _feature(command)
     if select > Select.CAPABILITIES:
         raise CommandFailed(Status.INVALID_FIELD, f"Select {select} is reserved", location=41)
-    if plain is not None and plain.namespace_specific:
+    if feature.namespace_specific:
         _check_namespace(state, command.nsid)
     if select == Select.CAPABILITIES:
-        return _CHANGEABLE | (_NAMESPACE_SPECIFIC if plain and plain.namespace_specific else 0)
-    current = select == Select.CURRENT
-    features = state.features
-    if plain is not None:
-        return features.plain[fid] if current else plain.default
-    match fid:
-        case FeatureId.TEMPERATURE_THRESHOLD:
-            sensor, side = _threshold(command)
-            if sensor != COMPOSITE:
-                raise CommandFailed(Status.INVALID_FIELD, "there is one temperature only", location=46)
-            return (features.thresholds if current else features.default_thresholds)[side]
-        case FeatureId.NUMBER_OF_QUEUES:
-            granted = (state.granted if current else state.limits.io_queues) - 1
-            return granted | granted << 16
-        case FeatureId.INTERRUPT_VECTOR_CONFIGURATION:
-            vector = _vector(state, command)
-            return vector | (current and not features.coalesced(vector)) << 16
-        case FeatureId.TIMESTAMP:
-            deliver(state.bus, command, features.timestamp if current else bytes(8))
-        case FeatureId.HOST_BEHAVIOR_SUPPORT:
-            deliver(state.bus, command, features.behavior if current else bytes(BEHAVIOR_SIZE))
-    return 0
+        return _CHANGEABLE | (_NAMESPACE_SPECIFIC if feature.namespace_specific else 0)
+    return feature.get(state, command, Select(select))
 
 
 def set_features(state: "State", command: Command) -> int | Work:
     """Execute Set Features. To end the write cache takes time."""
-    fid, value = command.cdw10 & 0xFF, command.cdw11
-    plain = PLAIN.get(fid)
-    if fid not in _KNOWN:
-        raise CommandFailed(Status.INVALID_FIELD, f"there is no feature {fid:#x}", location=40)
+    feature = _feature(command)
+    fid = command.cdw10 & 0xFF
     if command.cdw10 >> 31:
         raise CommandFailed(Status.FEATURE_NOT_SAVEABLE, f"feature {fid:#x} is not saveable", location=43)
     _check_namespace(state, command.nsid)
-    if not (plain and plain.namespace_specific) and command.nsid not in (0, BROADCAST):
+    if not feature.namespace_specific and command.nsid not in (0, BROADCAST):
         raise CommandFailed(
             Status.FEATURE_NOT_NAMESPACE_SPECIFIC, f"feature {fid:#x} is the controller's", location=4
         )
-    features = state.features
-    if plain is not None:
-        return _set_plain(state, fid, value)
-    match fid:
-        case FeatureId.TEMPERATURE_THRESHOLD:
-            sensor, side = _threshold(command)
-            if sensor not in (COMPOSITE, ALL_SENSORS):
-                raise CommandFailed(Status.INVALID_FIELD, "there is one temperature only", location=46)
-            features.thresholds[side] = value & 0xFFFF
-        case FeatureId.NUMBER_OF_QUEUES:
-            return _set_number_of_queues(state, value)
-        case FeatureId.INTERRUPT_VECTOR_CONFIGURATION:
-            features.set_coalesced(_vector(state, command), not value >> 16 & 1)
-        case FeatureId.TIMESTAMP:
-            features.timestamp = fetch(state.bus, command, 8)
-        case FeatureId.HOST_BEHAVIOR_SUPPORT:
-            behavior = fetch(state.bus, command, BEHAVIOR_SIZE)
-            if behavior[0] > 1:
-                raise CommandFailed(Status.INVALID_FIELD, f"ACRE is 0 or 1, not {behavior[0]}")
-            features.behavior = behavior[:1].ljust(BEHAVIOR_SIZE, b"\0")
+    return feature.set(state, command)
+
+
+def _feature(command: Command) -> Feature:
+    fid = command.cdw10 & 0xFF
+    if fid not in FEATURES:
+        raise CommandFailed(Status.INVALID_FIELD, f"there is no feature {fid:#x}", location=40)
+    return FEATURES[fid]
+
+
+def _check_namespace(state: "State", nsid: int) -> None:
+    if nsid not in (0, BROADCAST):
+        state.namespace(nsid)
+
+
+def _get_plain(state: "State", command: Command, select: Select) -> int:
+    fid = command.cdw10 & 0xFF
+    return state.features.plain[fid] if select == Select.CURRENT else PLAIN[fid].default
+
+
+def _set_plain(state: "State", command: Command) -> int:
+    state.features.set_plain(command.cdw10 & 0xFF, command.cdw11)
     return 0
 
 
-def _set_plain(state: "State", fid: int, value: int) -> int | Work:
-    if fid == FeatureId.POWER_MANAGEMENT and value & 0x1F:
-        raise CommandFailed(Status.INVALID_FIELD, f"there is no power state {value & 0x1F}", location=44)
-    if fid == FeatureId.ERROR_RECOVERY and value >> 16 & 1:
+def _set_power(state: "State", command: Command) -> int:
+    if command.cdw11 & 0x1F:
+        raise CommandFailed(
+            Status.INVALID_FIELD, f"there is no power state {command.cdw11 & 0x1F}", location=44
+        )
+    return _set_plain(state, command)
+
+
+def _set_error_recovery(state: "State", command: Command) -> int:
+    if command.cdw11 >> 16 & 1:
         raise CommandFailed(Status.INVALID_FIELD, "reads of deallocated blocks are no errors", location=46)
+    return _set_plain(state, command)
+
+
+def _set_write_cache(state: "State", command: Command) -> int | Work:
     had_cache = state.features.write_cache
-    state.features.set_plain(fid, value)
+    _set_plain(state, command)
     return _flush_all(state) if had_cache and not state.features.write_cache else 0
 
 
@@ -255,20 +252,20 @@ def _flush_all(state: "State") -> Work:
     return 0
 
 
-def _set_number_of_queues(state: "State", value: int) -> int:
-    submission, completion = value & 0xFFFF, value >> 16
-    if 0xFFFF in (submission, completion):
-        raise CommandFailed(Status.INVALID_FIELD, "65536 queues cannot be asked for", location=44)
-    if len(state.submission) > 1 or len(state.completion) > 1:
-        raise CommandFailed(Status.COMMAND_SEQUENCE_ERROR, "I/O queues exist already")
-    state.granted = min(max(submission, completion) + 1, state.limits.io_queues)
-    granted = state.granted - 1
-    return granted | granted << 16
+def _get_threshold(state: "State", command: Command, select: Select) -> int:
+    sensor, side = _threshold(command)
+    if sensor != COMPOSITE:
+        raise CommandFailed(Status.INVALID_FIELD, "there is one temperature only", location=46)
+    features = state.features
+    return (features.thresholds if select == Select.CURRENT else features.default_thresholds)[side]
 
 
-def _check_namespace(state: "State", nsid: int) -> None:
-    if nsid not in (0, BROADCAST):
-        state.namespace(nsid)
+def _set_threshold(state: "State", command: Command) -> int:
+    sensor, side = _threshold(command)
+    if sensor not in (COMPOSITE, ALL_SENSORS):
+        raise CommandFailed(Status.INVALID_FIELD, "there is one temperature only", location=46)
+    state.features.thresholds[side] = command.cdw11 & 0xFFFF
+    return 0
 
 
 def _threshold(command: Command) -> tuple[int, int]:
@@ -278,8 +275,70 @@ def _threshold(command: Command) -> tuple[int, int]:
     return sensor, side
 
 
+def _get_number_of_queues(state: "State", command: Command, select: Select) -> int:
+    granted = (state.granted if select == Select.CURRENT else state.limits.io_queues) - 1
+    return granted | granted << 16
+
+
+def _set_number_of_queues(state: "State", command: Command) -> int:
+    submission, completion = command.cdw11 & 0xFFFF, command.cdw11 >> 16
+    if 0xFFFF in (submission, completion):
+        raise CommandFailed(Status.INVALID_FIELD, "65536 queues cannot be asked for", location=44)
+    if len(state.submission) > 1 or len(state.completion) > 1:
+        raise CommandFailed(Status.COMMAND_SEQUENCE_ERROR, "I/O queues exist already")
+    state.granted = min(max(submission, completion) + 1, state.limits.io_queues)
+    return _get_number_of_queues(state, command, Select.CURRENT)
+
+
+def _get_vector(state: "State", command: Command, select: Select) -> int:
+    vector = _vector(state, command)
+    return vector | (select == Select.CURRENT and not state.features.coalesced(vector)) << 16
+
+
+def _set_vector(state: "State", command: Command) -> int:
+    state.features.set_coalesced(_vector(state, command), not command.cdw11 >> 16 & 1)
+    return 0
+
+
 def _vector(state: "State", command: Command) -> int:
     vector = command.cdw11 & 0xFFFF
     if vector >= state.limits.vectors:
         raise CommandFailed(Status.INVALID_FIELD, f"there is no interrupt vector {vector}", location=44)
     return vector
+
+
+def _get_timestamp(state: "State", command: Command, select: Select) -> int:
+    deliver(state.bus, command, state.features.timestamp if select == Select.CURRENT else bytes(8))
+    return 0
+
+
+def _set_timestamp(state: "State", command: Command) -> int:
+    state.features.timestamp = fetch(state.bus, command, 8)
+    return 0
+
+
+def _get_behavior(state: "State", command: Command, select: Select) -> int:
+    current = select == Select.CURRENT
+    deliver(state.bus, command, state.features.behavior if current else bytes(BEHAVIOR_SIZE))
+    return 0
+
+
+def _set_behavior(state: "State", command: Command) -> int:
+    behavior = fetch(state.bus, command, BEHAVIOR_SIZE)
+    if behavior[0] > 1:
+        raise CommandFailed(Status.INVALID_FIELD, f"ACRE is 0 or 1, not {behavior[0]}")
+    state.features.behavior = behavior[:1].ljust(BEHAVIOR_SIZE, b"\0")
+    return 0
+
+
+FEATURES: dict[int, Feature] = {
+    **{fid: Feature(_get_plain, _set_plain) for fid in PLAIN},
+    FeatureId.POWER_MANAGEMENT: Feature(_get_plain, _set_power),
+    FeatureId.TEMPERATURE_THRESHOLD: Feature(_get_threshold, _set_threshold),
+    FeatureId.ERROR_RECOVERY: Feature(_get_plain, _set_error_recovery, namespace_specific=True),
+    FeatureId.VOLATILE_WRITE_CACHE: Feature(_get_plain, _set_write_cache),
+    FeatureId.NUMBER_OF_QUEUES: Feature(_get_number_of_queues, _set_number_of_queues),
+    FeatureId.INTERRUPT_VECTOR_CONFIGURATION: Feature(_get_vector, _set_vector),
+    FeatureId.TIMESTAMP: Feature(_get_timestamp, _set_timestamp),
+    FeatureId.HOST_BEHAVIOR_SUPPORT: Feature(_get_behavior, _set_behavior),
+}

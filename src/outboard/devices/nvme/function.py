@@ -5,8 +5,6 @@ The commands themselves are `outboard.devices.nvme.controller`'s.
 
 A vCPU waits for every register access, and may not be kept waiting for its own memory: handlers only
 note what happened, and the queues are processed as soon as the access is answered.
-
-Left out: the controller memory buffer, persistent memory, boot partitions, page sizes above 4 KiB.
 """
 
 import logging
@@ -14,35 +12,31 @@ import time
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
-from outboard.device import Device
 from outboard.devices.nvme import saved_state
+from outboard.devices.nvme.admin import ADMIN_COMMANDS
+from outboard.devices.nvme.command_set import Commands
 from outboard.devices.nvme.controller import Controller, Progress
 from outboard.devices.nvme.datapath.plane import DataPlane
 from outboard.devices.nvme.datapath.records import BY_PYTHON
 from outboard.devices.nvme.datapath.tuning import Tuning
 from outboard.devices.nvme.doorbell_page import DoorbellPage
-from outboard.devices.nvme.events import NAMESPACE_CHANGED
+from outboard.devices.nvme.in_turn import InTurn
+from outboard.devices.nvme.io import IO_COMMANDS
 from outboard.devices.nvme.namespace import Namespace
 from outboard.devices.nvme.queues import CompletionQueue
-from outboard.devices.nvme.spec import NSSR_KEY, VERSION, Shutdown, ShutdownStatus
+from outboard.devices.nvme.registers import MAX_VECTORS, NSSRO, Registers, capabilities
+from outboard.devices.nvme.spec import Shutdown, ShutdownStatus
 from outboard.devices.nvme.state import Identity, Limits, State
+from outboard.devices.nvme.subsystem import Subsystem
 from outboard.devices.nvme.transfer import Bus
 from outboard.errors import DefinitionError
 from outboard.loop import Timer
 from outboard.native.jit import available
-from outboard.pci.bar import Bar
-from outboard.pci.capabilities import Msi, MsiX, PciExpress, PowerManagement
-from outboard.pci.interrupts import Intx
+from outboard.pci.capabilities import MsiX
 from outboard.server.profiles import Profile
 from outboard.storage import RamStorage, Storage
 
 log = logging.getLogger(__name__)
-
-READY_TIMEOUT = 15
-"""CAP.TO and CRTO, in units of 500 ms: firmware and drivers take 0 for "at once" and give up."""
-
-MAX_VECTORS = 256
-"""MSI-X vectors that fit in the page of BAR0 that holds their table."""
 
 STALL_PATIENCE = 1.0
 """Seconds a queue may be out of reach, while a VMM rearranges memory, before the controller gives up."""
@@ -54,14 +48,11 @@ FIRMWARE = "1.0"
 Doorbells = Literal["auto", "shadow", "mmap", "trapped"]
 """How the host tells of new commands and consumed completions; see `Nvme`."""
 
-_NSSRO, _NAMESPACE_NOTICES = 1 << 4, 1 << 8
 
+class Nvme(InTurn, Registers):
+    """An NVMe controller with these namespaces, numbered from 1, or one more of ``subsystem``.
 
-class Nvme(Device):
-    """An NVMe controller with these namespaces, numbered from 1.
-
-    ``serial`` (20 characters at most, printable ASCII) is what hosts tell controllers and namespaces
-    apart by: keep it, and they are recognised after a restart. ``model`` has 40 characters at most.
+    Without a subsystem it has one of its own, of which ``serial`` and ``model`` are: see `Subsystem`.
     ``doorbells`` says how the host tells of new commands. ``"shadow"``: by messages, and in guest memory if
     its driver wants to (Doorbell Buffer Config), so that it is silent while we look. ``"mmap"``: in a page
     of BAR0 that the client maps, and that is looked at all the time. ``"trapped"``: by messages only.
@@ -83,52 +74,10 @@ class Nvme(Device):
     131072
     """
 
-    device_id = 0x0001
-    class_code = 0x01_08_02
-    revision_id = 1
-
-    power = PowerManagement()
-    pcie = PciExpress()
-    bar = Bar(0, size=0x4000, bits=64)
-    msix = MsiX(33, table=(0, 0x2000), pba=(0, 0x3000))
-    msi = Msi(vectors=1)
-    intx = Intx()
-
-    cap = bar.reg(0x00, size=8, access="ro", doc="Controller Capabilities")
-    vs = bar.reg(0x08, reset=VERSION, access="ro", doc="Version")
-    intms = bar.reg(0x0C, access="w1s", doc="Interrupt Mask Set")
-    intmc = bar.reg(0x10, access="w1s", doc="Interrupt Mask Clear")
-    cc = bar.reg(0x14, mask=0x00FF_FFF1, doc="Controller Configuration")
-    csts = bar.reg(0x1C, access="w1c", mask=_NSSRO, doc="Controller Status")
-    nssr = bar.reg(0x20, access="wo", doc="NVM Subsystem Reset")
-    aqa = bar.reg(0x24, mask=0x0FFF_0FFF, doc="Admin Queue Attributes")
-    asq = bar.reg(0x28, size=8, mask=0xFFFF_FFFF_FFFF_F000, doc="Admin Submission Queue Base Address")
-    acq = bar.reg(0x30, size=8, mask=0xFFFF_FFFF_FFFF_F000, doc="Admin Completion Queue Base Address")
-    cmbloc = bar.reg(0x38, access="ro", doc="Controller Memory Buffer Location: there is none")
-    cmbsz = bar.reg(0x3C, access="ro", doc="Controller Memory Buffer Size: there is none")
-    crto = bar.reg(
-        0x68, reset=READY_TIMEOUT | READY_TIMEOUT << 16, access="ro", doc="Controller Ready Timeouts"
-    )
-    doorbells = bar.array(0x1000, count=1024, stride=4, access="wo", doc="Queue tails and heads by turns")
-
-    enable = cc.bit(0)
-    command_set = cc.bits(6, 4)
-    page_size = cc.bits(10, 7)
-    arbitration = cc.bits(13, 11)
-    shutdown_notification = cc.bits(15, 14)
-    sq_entry_size = cc.bits(19, 16)
-    cq_entry_size = cc.bits(23, 20)
-
-    ready = csts.bit(0)
-    fatal = csts.bit(1)
-    shutdown_status = csts.bits(3, 2, ShutdownStatus)
-
-    asq_size = aqa.bits(11, 0)
-    acq_size = aqa.bits(27, 16)
-
     def __init__(
         self,
         *namespaces: Namespace | Storage,
+        subsystem: Subsystem | None = None,
         serial: str = "OUTBOARD0001",
         model: str = "outboard NVMe",
         vectors: int = 33,
@@ -139,27 +88,32 @@ class Nvme(Device):
         tuning: Tuning | None = None,
         **replacements: object,
     ) -> None:
-        _check_text("serial", serial, 20)
-        _check_text("model", model, 40)
+        if subsystem is None:
+            subsystem = Subsystem(*namespaces, serial=serial, model=model)
+        elif namespaces:
+            raise DefinitionError("the namespaces are the subsystem's: give them to that")
         _check_number("vectors", vectors, 0, MAX_VECTORS)
         _check_number("io_queues", io_queues, 1, self._most_queues())
         _check_number("queue_entries", queue_entries, 2, 1 << 16)
         _check_number("mdts", mdts, 1, 16)
         msix = MsiX(vectors, table=(0, 0x2000), pba=(0, 0x3000)) if vectors else None
         replacements.setdefault("msix", msix)
-        replacements.setdefault("cap", _capabilities(queue_entries))
+        replacements.setdefault("cap", capabilities(queue_entries))
         if doorbells not in get_args(Doorbells):
             raise DefinitionError(f"doorbells={doorbells!r}: it is one of {', '.join(get_args(Doorbells))}")
         tuning = tuning or Tuning(pollers=int(available()))
         if tuning.pollers == 0 and doorbells == "mmap":
             raise DefinitionError("doorbells='mmap' needs a poller: nobody rings, so somebody has to look")
         super().__init__(**replacements)
-        self.namespaces = {
-            nsid: space if isinstance(space, Namespace) else Namespace(space)
-            for nsid, space in enumerate(namespaces, 1)
-        }
+        self.subsystem, self.turn = subsystem, subsystem.turn
+        self._running = False
+        self._scheduled = False
+        self._gone = False
+        self._stalled_since: float | None = None
+        self._retry: Timer | None = None
+        self.namespaces: dict[int, Namespace] = {}
         vendor = self.vendor_id
-        subsystem = vendor if self.subsystem_vendor_id is None else self.subsystem_vendor_id
+        subvendor = vendor if self.subsystem_vendor_id is None else self.subsystem_vendor_id
         # MSI, and then INTx, are one vector.
         usable = len(self.msix) if self.msix is not None else 1
         limits = Limits(io_queues=io_queues, vectors=usable, queue_entries=queue_entries, mdts=mdts)
@@ -167,6 +121,7 @@ class Nvme(Device):
         self.plane = DataPlane(
             self.dma,
             self.namespaces,
+            most_namespaces=subsystem.most_namespaces,
             io_queues=io_queues,
             mdts=limits.transfer,
             doorbells=self._page.address,
@@ -174,18 +129,23 @@ class Nvme(Device):
             line_heard=lambda: self.intx.heard,
             tuning=tuning,
         )
-        identity = Identity(serial, model, FIRMWARE, vendor, subsystem)
-        self.state = State(identity, limits, self.namespaces, Bus(self.dma), self.plane)
+        self.state = subsystem.enrol(
+            lambda cntlid: State(
+                subsystem,
+                Identity(cntlid, FIRMWARE, vendor, subvendor),
+                limits,
+                Commands(ADMIN_COMMANDS, IO_COMMANDS),
+                self.namespaces,
+                Bus(self.dma),
+                self.plane,
+                self._wake,
+            )
+        )
         self.controller = Controller(self.state, self._interrupt, self._schedule)
         self._doorbells = doorbells
         self._map_doorbells(doorbells == "mmap")
         if self.msix is not None:
             self.msix.on_change = self.plane.vector_changed
-        self._running = False
-        self._scheduled = False
-        self._gone = False
-        self._stalled_since: float | None = None
-        self._retry: Timer | None = None
 
     @property
     def statistics(self) -> dict[str, int]:
@@ -196,9 +156,7 @@ class Nvme(Device):
     def _most_queues(cls) -> int:
         return cls.doorbells.count // 2 - 1
 
-    @cc.on_write
-    def configure(self, value: int) -> None:
-        """The host wrote CC: start, reset or shut down."""
+    def _configured(self) -> None:
         self.state.entry_sizes_set = (self.sq_entry_size, self.cq_entry_size) == (6, 4)
         if self.enable and not self._running:
             self._start()
@@ -207,49 +165,24 @@ class Nvme(Device):
         if self.shutdown_notification != Shutdown.NONE and self.shutdown_status == ShutdownStatus.NORMAL:
             self._shut_down()
 
-    @nssr.on_write
-    def reset_subsystem(self, value: int) -> None:
-        """The host wrote NSSR: with the right key, everything but PCI's own state is reset."""
-        if value == NSSR_KEY:
-            self._disable()
-            self.cc = self.aqa = self.asq = self.acq = 0
-            self.csts = _NSSRO
-        self.nssr = 0
+    def _subsystem_reset(self) -> None:
+        self._disable()
+        self.cc = self.aqa = self.asq = self.acq = 0
+        self.csts = NSSRO
 
-    @intms.on_write
-    def mask_interrupts(self, bits: int) -> None:
-        """Hold back INTx and MSI of these vectors. MSI-X has masks of its own."""
+    def _masked(self) -> None:
         self._update_line()
 
-    @intmc.on_write
-    def unmask_interrupts(self, bits: int) -> None:
-        """Let INTx and MSI of these vectors through again; what was missed is made up for."""
-        self.intms &= ~bits
-        if bits & 1 and self.msi.enabled and not self._msix_enabled and self.controller.unconsumed:
+    def _unmasked(self) -> None:
+        if self.msi.enabled and not self._msix_enabled and self.controller.unconsumed:
             self.msi[0].trigger()
         self._update_line()
 
-    @intmc.on_read
-    def masked_interrupts(self) -> int:
-        """INTMC reads as INTMS does."""
-        return self.intms
-
-    @doorbells.on_write
-    def ring(self, index: int, value: int) -> None:
-        """The host moved a queue's tail (even) or head (odd)."""
-        if self.controller.ring(index, value):
+    def _rung(self, doorbell: int, value: int) -> None:
+        if self.controller.ring(doorbell, value):
             self._schedule()
-        if index & 1:
+        if doorbell & 1:
             self._update_line()
-
-    @bar.on_read
-    def read_reserved(self, offset: int, size: int) -> int:
-        """Reserved and optional registers that are not there: zero."""
-        return 0
-
-    @bar.on_write
-    def write_reserved(self, offset: int, size: int, value: int) -> None:
-        """Nothing happens."""
 
     def on_reset(self) -> None:
         """FLR, DEVICE_RESET: as after power on. The registers are reset already."""
@@ -327,22 +260,17 @@ class Nvme(Device):
 
     def close(self) -> None:
         """Let go of what only goes by itself when the device is forgotten. It is not used any more."""
+        self.subsystem.leave(self.state.identity.cntlid)
         self._page.close()
 
     def refresh(self, nsid: int) -> None:
         """Look at a namespace's storage again, whose size has changed, and tell the host."""
-        space = self.namespaces[nsid]
-        space.blocks = space.storage.size // space.block_size
-        self.plane.configure()
-        self.state.changed_namespaces.add(nsid)
-        if self.state.features.tells(_NAMESPACE_NOTICES):
-            self.controller.report(NAMESPACE_CHANGED)
-            self._schedule()
+        self.subsystem.resized(nsid)
 
     def _start(self) -> None:
         self._running = True
         self.shutdown_status = ShutdownStatus.NORMAL
-        problem = self._misconfiguration()
+        problem = self.misconfiguration()
         if problem:
             log.info("the host enables a controller that cannot be: %s", problem)
             self.fatal = True
@@ -350,26 +278,12 @@ class Nvme(Device):
         self.controller.enable(self.asq, self.asq_size + 1, self.acq, self.acq_size + 1)
         self.ready = True
 
-    def _misconfiguration(self) -> str:
-        """What in CC and AQA cannot be, or nothing."""
-        possible = (
-            ("CC.CSS", self.command_set, (0,)),
-            ("CC.MPS", self.page_size, (0,)),
-            ("CC.AMS", self.arbitration, (0,)),
-            # Zero: to be set before the first I/O queue is created.
-            ("CC.IOSQES", self.sq_entry_size, (0, 6)),
-            ("CC.IOCQES", self.cq_entry_size, (0, 4)),
-            ("AQA.ASQS", self.asq_size, range(1, 4096)),
-            ("AQA.ACQS", self.acq_size, range(1, 4096)),
-        )
-        return ", ".join(f"{name} is {value}" for name, value, allowed in possible if value not in allowed)
-
     def _disable(self) -> None:
         """Controller reset: CC.EN went from 1 to 0. AQA, ASQ and ACQ stay."""
         self._running = False
         self.controller.reset()
         self._forget_stall()
-        self.csts &= _NSSRO
+        self.csts &= NSSRO
         self.intms = 0
         self._update_line()
 
@@ -384,6 +298,11 @@ class Nvme(Device):
     def _finish_shutdown(self) -> None:
         if self.shutdown_status == ShutdownStatus.OCCURRING:
             self.shutdown_status = ShutdownStatus.COMPLETE
+
+    def _wake(self) -> None:
+        """There is something for `process` to do, as soon as somebody serves us."""
+        if self.loop is not None:
+            self._schedule()
 
     def _schedule(self) -> None:
         if not self._scheduled:
@@ -469,17 +388,6 @@ class Nvme(Device):
             self.intx.assert_()  # noqa: PT009
         else:
             self.intx.deassert()
-
-
-def _capabilities(queue_entries: int) -> int:
-    """CAP: contiguous queues, subsystem reset, the NVM command set, ready by CRTO.CRWMT."""
-    cqr, nssrs, css_nvm, crwms = 1 << 16, 1 << 36, 1 << 37, 1 << 59
-    return queue_entries - 1 | cqr | READY_TIMEOUT << 24 | nssrs | css_nvm | crwms
-
-
-def _check_text(what: str, text: str, limit: int) -> None:
-    if not (0 < len(text) <= limit and text.isascii() and text.isprintable()):
-        raise DefinitionError(f"{what} {text!r}: it has 1 to {limit} printable ASCII characters")
 
 
 def _check_number(what: str, value: int, low: int, high: int) -> None:

@@ -1,24 +1,48 @@
 """Identify: who the controller is, what it can do, which namespaces there are (NVMe Base 2.0, 5.17)."""
 
 import struct
+from collections.abc import Callable, Iterable, Mapping
 
 from outboard.devices.nvme import layouts
 from outboard.devices.nvme.command import Command
-from outboard.devices.nvme.namespace import Names, Namespace, derived_uuid
+from outboard.devices.nvme.namespace import FORMATS, Names, Namespace
 from outboard.devices.nvme.sgl import BIT_BUCKETS, DWORD_ALIGNED, LONGER_THAN_DATA
-from outboard.devices.nvme.spec import BROADCAST, VERSION, Cns, Csi
-from outboard.devices.nvme.state import State
+from outboard.devices.nvme.spec import BROADCAST, VERSION, AdminOpcode, Cns, Csi, IoOpcode
+from outboard.devices.nvme.state import NAMESPACE_NOTICES, State
 from outboard.devices.nvme.status import CommandFailed, Status
 from outboard.devices.nvme.transfer import deliver
 
 SIZE = 4096
 LIST_LENGTH = 1024
 
-COMPARE, DATASET_MANAGEMENT, WRITE_ZEROES, SELECT, TIMESTAMP = 1 << 0, 1 << 2, 1 << 3, 1 << 4, 1 << 6
+_SELECT, _TIMESTAMP = 1 << 4, 1 << 6
 """Bits of ONCS. SELECT: the Select field of Get Features, and Save of Set Features, mean something."""
 
-DOORBELL_BUFFER_CONFIG = 1 << 8
+_ONCS: dict[int, int] = {
+    IoOpcode.COMPARE: 1 << 0,
+    IoOpcode.WRITE_UNCORRECTABLE: 1 << 1,
+    IoOpcode.DATASET_MANAGEMENT: 1 << 2,
+    IoOpcode.WRITE_ZEROES: 1 << 3,
+    IoOpcode.RESERVATION_REGISTER: 1 << 5,
+    IoOpcode.VERIFY: 1 << 7,
+    IoOpcode.COPY: 1 << 8,
+}
+
+_OACS: dict[int, int] = {
+    AdminOpcode.SECURITY_SEND: 1 << 0,
+    AdminOpcode.FORMAT_NVM: 1 << 1,
+    AdminOpcode.FIRMWARE_COMMIT: 1 << 2,
+    AdminOpcode.NAMESPACE_MANAGEMENT: 1 << 3,
+    AdminOpcode.DEVICE_SELF_TEST: 1 << 4,
+    AdminOpcode.DIRECTIVE_SEND: 1 << 5,
+    AdminOpcode.GET_LBA_STATUS: 1 << 9,
+}
+
+_DOORBELL_BUFFER_CONFIG = 1 << 8
 """A bit of OACS."""
+
+_EXTENDED_BLOCKS, _SEPARATE_METADATA = 1 << 0, 1 << 1
+"""Bits of MC."""
 
 _EUI64, _NGUID, _UUID, _CSI = 1, 2, 3, 4
 """Types of namespace identification descriptors."""
@@ -26,50 +50,31 @@ _EUI64, _NGUID, _UUID, _CSI = 1, 2, 3, 4
 
 def identify(state: State, command: Command) -> int:
     """Execute Identify. Unknown structures and command sets are Invalid Field."""
-    cns, csi = command.cdw10 & 0xFF, command.cdw11 >> 24
-    if cns in (Cns.CSI_NAMESPACE, Cns.CSI_CONTROLLER, Cns.CSI_ACTIVE_NAMESPACES) and csi != Csi.NVM:
-        raise CommandFailed(Status.INVALID_FIELD, f"there is no command set {csi:#x}", location=47)
-    match cns:
-        case Cns.NAMESPACE:
-            data = _namespace(state, command.nsid)
-        case Cns.CONTROLLER:
-            data = controller(state)
-        case Cns.ACTIVE_NAMESPACES | Cns.CSI_ACTIVE_NAMESPACES:
-            data = _active_namespaces(state, command.nsid)
-        case Cns.NAMESPACE_DESCRIPTORS:
-            data = _descriptors(state, command.nsid)
-        case Cns.CSI_NAMESPACE:
-            state.namespace(command.nsid)
-            data = bytes(SIZE)
-        case Cns.CSI_CONTROLLER:
-            # All zero: Write Zeroes and Dataset Management have no limits of their own.
-            data = layouts.IDENTIFY_NVM_CONTROLLER.encode()
-        case Cns.CSI_INDEPENDENT_NAMESPACE:
-            state.namespace(command.nsid)
-            data = layouts.IDENTIFY_INDEPENDENT_NAMESPACE.encode(nstat=1)
-        case _:
-            raise CommandFailed(Status.INVALID_FIELD, f"Identify knows no structure {cns:#x}", location=40)
-    deliver(state.bus, command, data)
+    structure = STRUCTURES.get(command.cdw10 & 0xFF)
+    if structure is None:
+        raise CommandFailed(
+            Status.INVALID_FIELD, f"Identify knows no structure {command.cdw10 & 0xFF:#x}", location=40
+        )
+    deliver(state.bus, command, structure(state, command))
     return 0
 
 
 def controller(state: State) -> bytes:
     """Return the Identify Controller structure (CNS 01h)."""
-    identity, limits = state.identity, state.limits
-    subsystem = derived_uuid(identity.serial)
+    identity, limits, subsystem = state.identity, state.limits, state.subsystem
     return layouts.IDENTIFY_CONTROLLER.encode(
         vid=identity.vendor_id,
         ssvid=identity.subsystem_vendor_id,
-        sn=_text(identity.serial, 20),
-        mn=_text(identity.model, 40),
+        sn=_text(subsystem.serial, 20),
+        mn=_text(subsystem.model, 40),
         fr=_text(identity.firmware, 8),
         rab=4,
         mdts=limits.mdts,
-        cntlid=1,
+        cntlid=identity.cntlid,
         ver=VERSION,
         rtd3e=20_000_000,  # microseconds a shutdown may take: a host's file cache may have to reach a disk
-        oacs=DOORBELL_BUFFER_CONFIG if state.plane.shadowable else 0,
-        oaes=1 << 8,  # namespace attribute notices
+        oacs=_bits(_OACS, state.commands.admin) | (_DOORBELL_BUFFER_CONFIG if state.plane.shadowable else 0),
+        oaes=NAMESPACE_NOTICES,
         cntrltype=1,
         acl=limits.aborts - 1,
         aerl=limits.event_requests - 1,
@@ -81,28 +86,47 @@ def controller(state: State) -> bytes:
         kas=10,
         sqes=0x66,
         cqes=0x44,
-        nn=len(state.namespaces),
-        oncs=COMPARE | DATASET_MANAGEMENT | WRITE_ZEROES | SELECT | TIMESTAMP,
+        nn=subsystem.most_namespaces,
+        mnan=subsystem.most_namespaces,
+        oncs=_bits(_ONCS, state.commands.io) | _SELECT | _TIMESTAMP,
         vwc=0b111,  # there is a write cache; Flush accepts the broadcast NSID
-        tnvmcap=sum(space.blocks * space.block_size for space in state.namespaces.values()),
+        tnvmcap=sum(space.storage.size for space in subsystem.namespaces.values()),
         sgls=DWORD_ALIGNED | BIT_BUCKETS | LONGER_THAN_DATA,
-        subnqn=f"nqn.2014-08.org.nvmexpress:uuid:{subsystem}".encode(),
+        subnqn=subsystem.nqn.encode(),
         psd0=struct.pack("<H30x", 2500),  # 25 W, the largest a slot gives
     )
 
 
-def _namespace(state: State, nsid: int) -> bytes:
-    space = state.namespace(nsid)
-    names = Names.derive(state.identity.serial, nsid)
+def _bits(bits: Mapping[int, int], commands: Mapping[int, object]) -> int:
+    """The bits that say of optional commands whether there are any of them."""
+    return sum(bit for opcode, bit in bits.items() if opcode in commands)
+
+
+def _namespace(state: State, command: Command) -> bytes:
+    nsid = command.nsid
+    if nsid not in state.namespaces and 1 <= nsid <= state.subsystem.most_namespaces:
+        return bytes(SIZE)  # it could be, and is not active
+    return namespace(state, state.namespace(nsid))
+
+
+def namespace(state: State, space: Namespace) -> bytes:
+    """Return the Identify Namespace structure (CNS 00h)."""
+    names = Names.derive(state.subsystem.serial, space.nsid)
     return layouts.IDENTIFY_NAMESPACE.encode(
         nsze=space.blocks,
         ncap=space.blocks,
         nuse=space.blocks,
+        nlbaf=len(FORMATS) - 1,
+        flbas=space.format | space.extended << 4,
+        mc=_SEPARATE_METADATA | _EXTENDED_BLOCKS,
+        nmic=int(space.shared),
         dlfeat=_after_deallocation(space),
-        nvmcap=space.blocks * space.block_size,
+        nvmcap=space.blocks * (space.block_size + space.metadata),
         nguid=names.nguid,
         eui64=names.eui64,
-        lbaf0=(space.block_size.bit_length() - 1) << 16,
+        lbafs=b"".join(
+            struct.pack("<HBB", each.metadata, each.block_size.bit_length() - 1, 0) for each in FORMATS
+        ),
     )
 
 
@@ -111,21 +135,67 @@ def _after_deallocation(space: Namespace) -> int:
     return 0b1001 if space.storage.discard_zeroes else 0
 
 
-def _active_namespaces(state: State, after: int) -> bytes:
+def _active_namespaces(state: State, command: Command) -> bytes:
+    return _list_above(command.nsid, state.namespaces)
+
+
+def _csi_active_namespaces(state: State, command: Command) -> bytes:
+    csi = _command_set(command)
+    return _list_above(command.nsid, [nsid for nsid, space in state.namespaces.items() if space.csi == csi])
+
+
+def _list_above(after: int, nsids: Iterable[int]) -> bytes:
     if after >= BROADCAST - 1:
         raise CommandFailed(
             Status.INVALID_NAMESPACE, f"no namespace identifier is above {after:#x}", location=4
         )
-    found = [nsid for nsid in sorted(state.namespaces) if nsid > after][:LIST_LENGTH]
+    found = [nsid for nsid in sorted(nsids) if nsid > after][:LIST_LENGTH]
     return struct.pack(f"<{len(found)}I", *found).ljust(SIZE, b"\0")
 
 
-def _descriptors(state: State, nsid: int) -> bytes:
-    state.namespace(nsid)
-    names = Names.derive(state.identity.serial, nsid)
-    found = ((_EUI64, names.eui64), (_NGUID, names.nguid), (_UUID, names.uuid), (_CSI, bytes([Csi.NVM])))
+def _descriptors(state: State, command: Command) -> bytes:
+    space = state.namespace(command.nsid)
+    names = Names.derive(state.subsystem.serial, space.nsid)
+    found = ((_EUI64, names.eui64), (_NGUID, names.nguid), (_UUID, names.uuid), (_CSI, bytes([space.csi])))
     return b"".join(struct.pack("<BBH", kind, len(name), 0) + name for kind, name in found).ljust(SIZE, b"\0")
+
+
+def _csi_namespace(state: State, command: Command) -> bytes:
+    _command_set(command)
+    state.namespace(command.nsid)
+    return bytes(SIZE)
+
+
+def _csi_controller(state: State, command: Command) -> bytes:
+    """All zero: Write Zeroes and Dataset Management have no limits of their own."""
+    _command_set(command)
+    return layouts.IDENTIFY_NVM_CONTROLLER.encode()
+
+
+def _independent_namespace(state: State, command: Command) -> bytes:
+    space = state.namespace(command.nsid)
+    return layouts.IDENTIFY_INDEPENDENT_NAMESPACE.encode(nmic=int(space.shared), nstat=1)
+
+
+def _command_set(command: Command) -> int:
+    csi = command.cdw11 >> 24
+    if csi != Csi.NVM:
+        raise CommandFailed(Status.INVALID_FIELD, f"there is no command set {csi:#x}", location=47)
+    return csi
 
 
 def _text(text: str, width: int) -> bytes:
     return text.encode("ascii").ljust(width)
+
+
+STRUCTURES: dict[int, Callable[[State, Command], bytes]] = {
+    Cns.NAMESPACE: _namespace,
+    Cns.CONTROLLER: lambda state, command: controller(state),
+    Cns.ACTIVE_NAMESPACES: _active_namespaces,
+    Cns.NAMESPACE_DESCRIPTORS: _descriptors,
+    Cns.CSI_NAMESPACE: _csi_namespace,
+    Cns.CSI_CONTROLLER: _csi_controller,
+    Cns.CSI_ACTIVE_NAMESPACES: _csi_active_namespaces,
+    Cns.CSI_INDEPENDENT_NAMESPACE: _independent_namespace,
+}
+"""What Identify gives, by CNS."""

@@ -8,10 +8,12 @@ import struct
 from collections.abc import Iterator
 from functools import partial
 
+from outboard.devices.nvme.admission import Access
 from outboard.devices.nvme.command import Command
+from outboard.devices.nvme.command_set import CHANGES_BLOCKS, IoCommand
 from outboard.devices.nvme.namespace import Namespace
 from outboard.devices.nvme.spec import BROADCAST, IoOpcode
-from outboard.devices.nvme.state import Handler, State
+from outboard.devices.nvme.state import State
 from outboard.devices.nvme.status import CommandFailed, Status
 from outboard.devices.nvme.transfer import fetch, runs, scatter
 from outboard.devices.nvme.work import Call, Work
@@ -148,11 +150,11 @@ def _media_error(state: State, status: Status, error: StorageError) -> CommandFa
     return CommandFailed(status, str(error))
 
 
-IO_COMMANDS: dict[int, Handler] = {
-    IoOpcode.FLUSH: flush,
-    IoOpcode.WRITE: write,
-    IoOpcode.READ: read,
-    IoOpcode.COMPARE: compare,
-    IoOpcode.WRITE_ZEROES: write_zeroes,
-    IoOpcode.DATASET_MANAGEMENT: dataset_management,
+IO_COMMANDS: dict[int, IoCommand] = {
+    IoOpcode.FLUSH: IoCommand(flush),
+    IoOpcode.WRITE: IoCommand(write, Access.WRITE, CHANGES_BLOCKS),
+    IoOpcode.READ: IoCommand(read, Access.READ),
+    IoOpcode.COMPARE: IoCommand(compare, Access.READ),
+    IoOpcode.WRITE_ZEROES: IoCommand(write_zeroes, Access.WRITE, CHANGES_BLOCKS),
+    IoOpcode.DATASET_MANAGEMENT: IoCommand(dataset_management, Access.WRITE, CHANGES_BLOCKS),
 }

@@ -166,7 +166,7 @@ IDENTIFY_NAMESPACE = Layout(
     endgid=(102, "H"),
     nguid=(104, "16s"),
     eui64=(120, "8s"),
-    lbaf0=(128, "I"),
+    lbafs=(128, "256s"),
 )
 
 IDENTIFY_NVM_CONTROLLER = Layout(

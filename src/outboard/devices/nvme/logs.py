@@ -5,14 +5,12 @@ NVMe Base 2.0, 5.16. Health counters are those of this process; nothing is kept 
 
 import struct
 import time
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from outboard.devices.nvme import layouts
 from outboard.devices.nvme.command import Command
-from outboard.devices.nvme.spec import BROADCAST, AdminOpcode, IoOpcode, LogId
+from outboard.devices.nvme.spec import BROADCAST, LogId
 from outboard.devices.nvme.status import CommandFailed, Status
 from outboard.devices.nvme.transfer import deliver
 
@@ -25,56 +23,10 @@ TEMPERATURE = 310
 DATA_UNIT = 512_000
 """Bytes that SMART counts as one."""
 
-_SUPPORTED, _CHANGES_BLOCKS = 1 << 0, 1 << 1
+_SUPPORTED = 1 << 0
 
-
-@dataclass(slots=True)
-class Health:
-    """Counters of the SMART / Health page, of the commands executed here.
-
-    ``extra`` gives what was counted elsewhere: reads, writes, bytes read, bytes written.
-    """
-
-    bytes_read: int = 0
-    bytes_written: int = 0
-    reads: int = 0
-    writes: int = 0
-    media_errors: int = 0
-    since: float = field(default_factory=time.monotonic)
-    extra: Callable[[], tuple[int, int, int, int]] | None = None
-
-    @property
-    def totals(self) -> tuple[int, int, int, int]:
-        """Reads, writes, bytes read, bytes written, wherever they were counted."""
-        reads, writes, bytes_read, bytes_written = self.extra() if self.extra else (0, 0, 0, 0)
-        return (
-            self.reads + reads,
-            self.writes + writes,
-            self.bytes_read + bytes_read,
-            self.bytes_written + bytes_written,
-        )
-
-
-class ErrorLog:
-    """The last ``capacity`` commands that failed, newest first, and how many there ever were."""
-
-    def __init__(self, capacity: int) -> None:
-        self.count = 0
-        self.entries: deque[bytes] = deque(maxlen=capacity)
-
-    def add(self, sqid: int, command: Command, status: int, failure: CommandFailed, lba: int) -> None:
-        """Remember a failed command; ``status`` is its 15-bit status field."""
-        self.count += 1
-        entry = layouts.ERROR_ENTRY.encode(
-            error_count=self.count,
-            sqid=sqid,
-            cid=command.cid,
-            status=status << 1,
-            parameter_location=0xFFFF if failure.location is None else failure.location,
-            lba=lba,
-            nsid=command.nsid,
-        )
-        self.entries.appendleft(entry)
+LogPage = Callable[["State", Command], bytes]
+"""Gives the whole of a page, of which a host reads what it likes."""
 
 
 def get_log_page(state: "State", command: Command) -> int:
@@ -83,7 +35,7 @@ def get_log_page(state: "State", command: Command) -> int:
     retain = bool(command.cdw10 >> 15 & 1)
     size = ((command.cdw10 >> 16 | (command.cdw11 & 0xFFFF) << 16) + 1) * 4
     offset = command.cdw12 | command.cdw13 << 32
-    page = _PAGES.get(log)
+    page = LOG_PAGES.get(log)
     if page is None:
         raise CommandFailed(Status.INVALID_LOG_PAGE, f"there is no log page {log:#x}", location=40)
     if size > state.limits.transfer:
@@ -106,7 +58,7 @@ def get_log_page(state: "State", command: Command) -> int:
 
 
 def _supported(state: "State", command: Command) -> bytes:
-    return struct.pack("<256I", *(_SUPPORTED if log in _PAGES else 0 for log in range(256)))
+    return struct.pack("<256I", *(_SUPPORTED if log in LOG_PAGES else 0 for log in range(256)))
 
 
 def _errors(state: "State", command: Command) -> bytes:
@@ -149,16 +101,15 @@ def _effects(state: "State", command: Command) -> bytes:
         raise CommandFailed(
             Status.INVALID_FIELD, f"there is no command set {command.cdw14 >> 24:#x}", location=59
         )
-    changing = (IoOpcode.WRITE, IoOpcode.WRITE_ZEROES, IoOpcode.DATASET_MANAGEMENT)
     effects = [0] * 1024
-    for admin in AdminOpcode:
-        effects[admin] = _SUPPORTED
-    for opcode in IoOpcode:
-        effects[256 + opcode] = _SUPPORTED | (_CHANGES_BLOCKS if opcode in changing else 0)
+    for opcode, admin in state.commands.admin.items():
+        effects[opcode] = _SUPPORTED | admin.effects
+    for opcode, io in state.commands.io.items():
+        effects[256 + opcode] = _SUPPORTED | io.effects
     return struct.pack("<1024I", *effects)
 
 
-_PAGES: dict[int, Callable[["State", Command], bytes]] = {
+LOG_PAGES: dict[int, LogPage] = {
     LogId.SUPPORTED: _supported,
     LogId.ERROR_INFORMATION: _errors,
     LogId.HEALTH: _health,

@@ -1,19 +1,42 @@
 """A namespace: a storage cut into blocks, and the names by which hosts recognise it.
 
-The names are derived from the controller's serial number and the namespace identifier, so that they
+The names are derived from the subsystem's serial number and the namespace identifier, so that they
 are the same after every restart: boot entries and /dev/disk/by-id depend on it.
+
+With metadata the storage holds the blocks first, and then the metadata of all of them, in the same order.
+Metadata is kept inverted: what was never written, or was discarded, is zeros below and ones to the host,
+which protection information takes for "not to be checked".
 """
 
 import hashlib
 import uuid
 from dataclasses import dataclass, field
 
+from outboard.devices.nvme.spec import Csi
 from outboard.errors import DefinitionError
 from outboard.storage import Storage
 
-BLOCK_SIZES = (512, 4096)
-
 _NAMES = uuid.UUID("5c1a7b0e-3f0d-5b6e-9d2a-6f7574626f61")
+
+
+@dataclass(frozen=True, slots=True)
+class BlockFormat:
+    """An LBA format: bytes of a block, and bytes of metadata that go with it."""
+
+    block_size: int
+    metadata: int = 0
+
+
+FORMATS = (
+    BlockFormat(512),
+    BlockFormat(4096),
+    BlockFormat(512, 8),
+    BlockFormat(4096, 8),
+    BlockFormat(512, 16),
+    BlockFormat(4096, 16),
+    BlockFormat(4096, 64),
+)
+"""The LBA formats there are; a host names them by their place here."""
 
 
 def derived_uuid(*words: object) -> uuid.UUID:
@@ -21,25 +44,52 @@ def derived_uuid(*words: object) -> uuid.UUID:
     return uuid.uuid5(_NAMES, "/".join(map(str, words)))
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Namespace:
-    """``storage`` as blocks of ``block_size`` bytes (512 or 4096); what is left over is not used.
+    """``storage`` as blocks of ``block_size`` bytes (512 or 4096) with ``metadata`` bytes each.
+
+    What is left over is not used. ``extended``: the host has a block's metadata right behind the block, in
+    the same buffer, instead of in one of its own. ``shared``: several controllers may have it attached.
+    ``attached`` are those that have, by their identifiers; ``nsid`` is given by the subsystem.
 
     Raises `DefinitionError` for another block size, or a storage smaller than one block.
     """
 
     storage: Storage
     block_size: int = 512
-    blocks: int = field(init=False)
+    metadata: int = 0
+    extended: bool = False
+    shared: bool = True
+    csi: Csi = Csi.NVM
+    nsid: int = field(default=0, init=False)
+    attached: set[int] = field(default_factory=set, init=False)
+    blocks: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        if self.block_size not in BLOCK_SIZES:
-            raise DefinitionError(f"a block size of {self.block_size} is not offered: use 512 or 4096")
-        self.blocks = self.storage.size // self.block_size
+        if BlockFormat(self.block_size, self.metadata) not in FORMATS:
+            offered = ", ".join(f"{each.block_size}+{each.metadata}" for each in FORMATS)
+            raise DefinitionError(
+                f"blocks of {self.block_size}+{self.metadata} bytes are not offered: use one of {offered}"
+            )
+        self.measure()
         if self.blocks == 0:
             raise DefinitionError(
                 f"a storage of {self.storage.size} bytes holds no block of {self.block_size}: make it larger"
             )
+
+    @property
+    def format(self) -> int:
+        """The number of the LBA format, as in `FORMATS`."""
+        return FORMATS.index(BlockFormat(self.block_size, self.metadata))
+
+    def measure(self) -> None:
+        """See how many blocks the storage has."""
+        self.blocks = self.storage.size // (self.block_size + self.metadata)
+
+    @property
+    def metadata_offset(self) -> int:
+        """Where in the storage, in bytes, the metadata of block 0 is."""
+        return self.blocks * self.block_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +102,7 @@ class Names:
 
     @classmethod
     def derive(cls, serial: str, nsid: int) -> "Names":
-        """Return the names of namespace ``nsid`` of the controller with this serial number."""
+        """Return the names of namespace ``nsid`` of the subsystem with this serial number."""
         digest = hashlib.sha256(f"outboard/{serial}/{nsid}".encode()).digest()
         # A locally administered, individual identifier: no manufacturer's range is used.
         local = bytes([digest[0] & 0xFC | 0x02])

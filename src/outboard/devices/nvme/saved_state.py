@@ -24,6 +24,7 @@ def save(state: State) -> Saved:
     """Everything ``state`` remembers. Only while the controller is frozen."""
     return {
         "identity": _identity(state),
+        "subsystem": state.subsystem.store.document,
         "granted": state.granted,
         "entry_sizes_set": state.entry_sizes_set,
         "completion": [_save_cq(cq) for cq in state.completion.values()],
@@ -48,6 +49,7 @@ def restore(state: State, saved: Mapping[str, Any]) -> None:
             f"the state is that of {saved['identity']}, this is {_identity(state)}: start the destination"
             " with the same serial number and the same namespaces"
         )
+    state.subsystem.store.document = saved["subsystem"]
     with state.plane.paused():
         state.granted = _within(saved["granted"], 1, state.limits.io_queues)
         state.entry_sizes_set = bool(saved["entry_sizes_set"])
@@ -83,10 +85,10 @@ def restore(state: State, saved: Mapping[str, Any]) -> None:
 def _identity(state: State) -> Saved:
     """What has to be the same on both sides, for the guest not to notice."""
     return {
-        "serial": state.identity.serial,
-        "model": state.identity.model,
+        "serial": state.subsystem.serial,
+        "model": state.subsystem.model,
         "namespaces": {
-            str(nsid): [space.blocks, space.block_size] for nsid, space in sorted(state.namespaces.items())
+            str(nsid): [space.blocks, space.format] for nsid, space in sorted(state.namespaces.items())
         },
     }
 

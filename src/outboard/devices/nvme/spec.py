@@ -1,6 +1,7 @@
 """The numbers of the NVM Express specifications: opcodes, identifiers, register values.
 
-NVMe Base 2.0 (figures of sections 3.1, 3.3, 5) and NVM Command Set 1.0. Nothing here does anything.
+NVMe Base 2.0 (figures of sections 3.1, 3.3, 5), NVM Command Set 1.0 and Zoned Namespace Command Set 1.1.
+Nothing here does anything.
 """
 
 from enum import IntEnum
@@ -34,19 +35,43 @@ class AdminOpcode(IntEnum):
     SET_FEATURES = 0x09
     GET_FEATURES = 0x0A
     ASYNC_EVENT_REQUEST = 0x0C
+    NAMESPACE_MANAGEMENT = 0x0D
+    FIRMWARE_COMMIT = 0x10
+    FIRMWARE_DOWNLOAD = 0x11
+    DEVICE_SELF_TEST = 0x14
+    NAMESPACE_ATTACHMENT = 0x15
     KEEP_ALIVE = 0x18
+    DIRECTIVE_SEND = 0x19
+    DIRECTIVE_RECEIVE = 0x1A
     DOORBELL_BUFFER_CONFIG = 0x7C
+    FORMAT_NVM = 0x80
+    SECURITY_SEND = 0x81
+    SECURITY_RECEIVE = 0x82
+    SANITIZE = 0x84
+    GET_LBA_STATUS = 0x86
 
 
 class IoOpcode(IntEnum):
-    """Opcodes of the NVM command set."""
+    """Opcodes of the NVM, Zoned Namespace and I/O management command sets."""
 
     FLUSH = 0x00
     WRITE = 0x01
     READ = 0x02
+    WRITE_UNCORRECTABLE = 0x04
     COMPARE = 0x05
     WRITE_ZEROES = 0x08
     DATASET_MANAGEMENT = 0x09
+    VERIFY = 0x0C
+    RESERVATION_REGISTER = 0x0D
+    RESERVATION_REPORT = 0x0E
+    RESERVATION_ACQUIRE = 0x11
+    IO_MANAGEMENT_RECEIVE = 0x12
+    RESERVATION_RELEASE = 0x15
+    COPY = 0x19
+    IO_MANAGEMENT_SEND = 0x1D
+    ZONE_MANAGEMENT_SEND = 0x79
+    ZONE_MANAGEMENT_RECEIVE = 0x7A
+    ZONE_APPEND = 0x7D
 
 
 class Cns(IntEnum):
@@ -60,12 +85,25 @@ class Cns(IntEnum):
     CSI_CONTROLLER = 0x06
     CSI_ACTIVE_NAMESPACES = 0x07
     CSI_INDEPENDENT_NAMESPACE = 0x08
+    FORMAT_NAMESPACE = 0x09
+    CSI_FORMAT_NAMESPACE = 0x0A
+    ALLOCATED_NAMESPACES = 0x10
+    ALLOCATED_NAMESPACE = 0x11
+    NAMESPACE_CONTROLLERS = 0x12
+    CONTROLLERS = 0x13
+    PRIMARY_CAPABILITIES = 0x14
+    SECONDARY_CONTROLLERS = 0x15
+    ENDURANCE_GROUPS = 0x19
+    CSI_ALLOCATED_NAMESPACES = 0x1A
+    CSI_ALLOCATED_NAMESPACE = 0x1B
+    COMMAND_SETS = 0x1C
 
 
 class Csi(IntEnum):
     """Command set identifiers."""
 
     NVM = 0x00
+    ZONED = 0x02
 
 
 class FeatureId(IntEnum):
@@ -84,6 +122,15 @@ class FeatureId(IntEnum):
     TIMESTAMP = 0x0E
     KEEP_ALIVE_TIMER = 0x0F
     HOST_BEHAVIOR_SUPPORT = 0x16
+    SANITIZE_CONFIGURATION = 0x17
+    COMMAND_SET_PROFILE = 0x19
+    FLEXIBLE_DATA_PLACEMENT = 0x1D
+    PLACEMENT_EVENTS = 0x1E
+    SOFTWARE_PROGRESS_MARKER = 0x80
+    HOST_IDENTIFIER = 0x81
+    RESERVATION_NOTIFICATION_MASK = 0x82
+    RESERVATION_PERSISTENCE = 0x83
+    NAMESPACE_WRITE_PROTECTION = 0x84
 
 
 class Select(IntEnum):
@@ -104,6 +151,22 @@ class LogId(IntEnum):
     FIRMWARE_SLOT = 0x03
     CHANGED_NAMESPACES = 0x04
     COMMANDS_EFFECTS = 0x05
+    SELF_TEST = 0x06
+    HOST_TELEMETRY = 0x07
+    CONTROLLER_TELEMETRY = 0x08
+    ENDURANCE_GROUP = 0x09
+    NAMESPACE_ACCESS = 0x0C
+    PERSISTENT_EVENTS = 0x0D
+    LBA_STATUS = 0x0E
+    FEATURE_EFFECTS = 0x12
+    MANAGEMENT_EFFECTS = 0x13
+    PLACEMENT_CONFIGURATIONS = 0x20
+    RECLAIM_UNIT_HANDLES = 0x21
+    PLACEMENT_STATISTICS = 0x22
+    PLACEMENT_EVENTS = 0x23
+    RESERVATION_NOTIFICATION = 0x80
+    SANITIZE_STATUS = 0x81
+    CHANGED_ZONES = 0xBF
 
 
 class EventType(IntEnum):
@@ -112,6 +175,8 @@ class EventType(IntEnum):
     ERROR = 0
     HEALTH = 1
     NOTICE = 2
+    IMMEDIATE = 3
+    IO_SPECIFIC = 6
 
 
 class ErrorEvent(IntEnum):
@@ -119,12 +184,38 @@ class ErrorEvent(IntEnum):
 
     INVALID_DOORBELL_REGISTER = 0x00
     INVALID_DOORBELL_VALUE = 0x01
+    DIAGNOSTIC_FAILURE = 0x02
+    PERSISTENT_INTERNAL_ERROR = 0x03
+    TRANSIENT_INTERNAL_ERROR = 0x04
+    FIRMWARE_IMAGE_LOAD_ERROR = 0x05
+
+
+class HealthEvent(IntEnum):
+    """What an event of type HEALTH reports."""
+
+    RELIABILITY = 0x00
+    TEMPERATURE = 0x01
+    SPARE = 0x02
 
 
 class NoticeEvent(IntEnum):
     """What an event of type NOTICE reports."""
 
     NAMESPACE_ATTRIBUTE_CHANGED = 0x00
+    FIRMWARE_ACTIVATION_STARTING = 0x01
+    TELEMETRY_CHANGED = 0x02
+    NAMESPACE_ACCESS_CHANGED = 0x03
+    LBA_STATUS_ALERT = 0x05
+    ENDURANCE_GROUP_EVENT = 0x06
+    ZONE_DESCRIPTOR_CHANGED = 0xEF
+
+
+class IoEvent(IntEnum):
+    """What an event of type IO_SPECIFIC reports."""
+
+    RESERVATION = 0x00
+    SANITIZE_COMPLETED = 0x01
+    SANITIZE_COMPLETED_UNEXPECTED_DEALLOCATION = 0x02
 
 
 class Shutdown(IntEnum):

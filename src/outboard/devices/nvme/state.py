@@ -1,28 +1,37 @@
 """Everything a controller remembers, apart from its registers. The commands work on this."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
+from outboard.devices.nvme.admission import slow_opcodes
 from outboard.devices.nvme.command import Command
 from outboard.devices.nvme.datapath.plane import DataPlane
-from outboard.devices.nvme.events import Events
+from outboard.devices.nvme.error_log import ErrorLog
+from outboard.devices.nvme.events import NAMESPACE_CHANGED, Event, Events
 from outboard.devices.nvme.features import Features
-from outboard.devices.nvme.logs import ErrorLog, Health
+from outboard.devices.nvme.health import Health
 from outboard.devices.nvme.namespace import Namespace
 from outboard.devices.nvme.queues import CompletionQueue, SubmissionQueue
 from outboard.devices.nvme.spec import PAGE
 from outboard.devices.nvme.status import CommandFailed, Status
+from outboard.devices.nvme.subsystem import Subsystem
 from outboard.devices.nvme.transfer import Bus
 from outboard.devices.nvme.work import Work
 from outboard.devices.nvme.workers import Task
 
+if TYPE_CHECKING:
+    from outboard.devices.nvme.command_set import Commands
+
+NAMESPACE_NOTICES = 1 << 8
+"""A bit of Asynchronous Event Configuration, and of OAES."""
+
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What Identify Controller says about who this is."""
+    """What Identify Controller says about who this is, beside the subsystem's names."""
 
-    serial: str
-    model: str
+    cntlid: int
     firmware: str
     vendor_id: int
     subsystem_vendor_id: int
@@ -59,19 +68,23 @@ class Outstanding:
 
 @dataclass(slots=True)
 class State:
-    """A controller between its registers and its namespaces.
+    """A controller between its registers and its namespaces, those of ``subsystem`` that are attached to it.
 
+    ``commands`` are those it executes. ``wake`` has it look at what there is to do, from any thread.
     ``outstanding`` are the commands that wait for storage in Python; ``drain`` returns when no storage is
     at work for one of them, or for one that was cancelled.
     ``granted`` is the number of I/O queues of each kind the host was given (Set Features 07h).
     ``entry_sizes_set`` says whether CC.IOSQES and CC.IOCQES have the only values there are.
     """
 
+    subsystem: Subsystem
     identity: Identity
     limits: Limits
-    namespaces: Mapping[int, Namespace]
+    commands: "Commands"
+    namespaces: dict[int, Namespace]
     bus: Bus
     plane: DataPlane
+    wake: Callable[[], None]
     features: Features = field(init=False)
     events: Events = field(init=False)
     health: Health = field(default_factory=Health)
@@ -90,7 +103,9 @@ class State:
         self.errors = ErrorLog(self.limits.error_entries)
         self.granted = self.limits.io_queues
         self.health.extra = self.plane.totals
-        self.plane.adopt(self.submission, self.completion, self.features)
+        self.plane.adopt(
+            self.submission, self.completion, self.features, lambda space: slow_opcodes(self, space)
+        )
         self.features.on_change = self.plane.configure
 
     def reset(self) -> None:
@@ -111,6 +126,17 @@ class State:
         self.events.reset()
         self.changed_namespaces.clear()
         self.granted = self.limits.io_queues
+
+    def report(self, event: Event) -> None:
+        """Tell the host of ``event`` when it can be told."""
+        self.events.post(event)
+        self.wake()
+
+    def namespace_changed(self, nsid: int) -> None:
+        """Tell the host, if it wants to be told, that something about a namespace is not as it was."""
+        self.changed_namespaces.add(nsid)
+        if self.features.tells(NAMESPACE_NOTICES):
+            self.report(NAMESPACE_CHANGED)
 
     def withdraw(self, sq: SubmissionQueue) -> list[int]:
         """Take back the commands of ``sq`` that Python has; their identifiers. Only while paused."""

@@ -73,17 +73,26 @@ def _as_dma_error(error: OutboardError) -> DmaError:
     return error if isinstance(error, DmaError) else DmaError(str(error), errno=error.errno)
 
 
-def check_flags(sq_id: int, command: Command) -> None:
-    """Raise `CommandFailed` (Invalid Field) for flags that are not offered.
+def check_io_flags(command: Command) -> None:
+    """Raise `CommandFailed` (Invalid Field) for flags that no I/O command has: fused ones are not offered."""
+    _check_flags(command, "an I/O", most_psdt=2)
 
-    Those are fused commands, and SGLs in admin commands: NVMe over PCIe has PRPs there.
+
+def check_admin_flags(command: Command) -> None:
+    """Raise `CommandFailed` (Invalid Field) for flags that no admin command has.
+
+    Those are SGLs, too: NVMe over PCIe has PRPs there.
     """
-    fused_or_reserved, psdt = command.flags & 0x3F, command.psdt
-    if fused_or_reserved:
+    _check_flags(command, "an admin", most_psdt=0)
+
+
+def _check_flags(command: Command, kind: str, *, most_psdt: int) -> None:
+    if command.flags & 0x3F:
         raise CommandFailed(Status.INVALID_FIELD, "fused commands are not offered", location=1)
-    if psdt > (2 if sq_id else 0):
-        kind = "I/O" if sq_id else "admin"
-        raise CommandFailed(Status.INVALID_FIELD, f"PSDT {psdt} is not for {kind} commands", location=1)
+    if command.psdt > most_psdt:
+        raise CommandFailed(
+            Status.INVALID_FIELD, f"PSDT {command.psdt} is not for {kind} command", location=1
+        )
 
 
 def runs(bus: Bus, command: Command, length: int, *, reading: bool) -> list[Run]:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
+from outboard.devices.nvme.monitor import Monitor
 from outboard.devices.nvme.work import Call, Work
 from outboard.loop import Loop
 from outboard.storage import Storage
@@ -49,15 +50,16 @@ class _Job:
 
 
 class Workers:
-    """Runs `Work`, its calls made in threads, within ``loop``; to be used by the loop's thread only.
+    """Runs `Work`, its calls made in threads, within ``loop``; to be used by the loop's thread, in ``turn``.
 
     Calls of a storage in memory, or of one that keeps nothing, never block, and are made in place. How
     much is under way at once is up to the caller.
     """
 
-    def __init__(self, loop: Loop) -> None:
+    def __init__(self, loop: Loop, turn: Monitor) -> None:
         self.outstanding = 0
         self._loop = loop
+        self._turn = turn
         self._lanes: dict[int, _Lane] = {}
         self._finished: deque[_Job] = deque()
         self._bell = -1
@@ -134,14 +136,15 @@ class Workers:
             os.eventfd_read(self._bell)
         except BlockingIOError:  # drained while the loop was about to call this
             return
-        job = self._finished.popleft()
-        self.outstanding -= 1
-        try:
-            self._go_on(job.task, job.error)
-        finally:
-            # A loop with nothing else to watch serves its client faster.
-            if self.outstanding == 0:
-                self._loop.unwatch(self._bell)
+        with self._turn:
+            job = self._finished.popleft()
+            self.outstanding -= 1
+            try:
+                self._go_on(job.task, job.error)
+            finally:
+                # A loop with nothing else to watch serves its client faster.
+                if self.outstanding == 0:
+                    self._loop.unwatch(self._bell)
 
 
 class _Lane:

@@ -103,7 +103,7 @@ def post(sq: int, head: int, cid: int, status: int, result: int) -> int:
     tail = load64(cq + CQ_TAIL)
     phase = load64(cq + CQ_PHASE)
     at = load64(cq + CQ_BASE) + tail * CQE_SIZE
-    store64(at, result & 0xFFFFFFFF)
+    store64(at, result)
     # The phase goes last: with it the host takes the rest to be there.
     store_release64(at + 8, head | load64(sq + SQ_ID) << 16 | cid << 32 | (status << 1 | phase) << 48)
     tail += 1

@@ -20,6 +20,7 @@ from outboard.devices.nvme.datapath.records import (
     NS_KIND,
     NS_RECORD,
     NS_SHIFT,
+    NS_SLOW,
     OP_CID,
     OP_DISK,
     OP_FD,
@@ -78,7 +79,7 @@ def decode(plane: int, sq: int, entry: int, operation: int, segments: int) -> in
         return segments
     namespace = load64(plane + PL_NAMESPACES) + (nsid - 1) * NS_RECORD
     kind = load64(namespace + NS_KIND)
-    if kind < NOTHING:
+    if kind < NOTHING or (load64(namespace + NS_SLOW) >> opcode) & 1 != 0:
         return segments
     if opcode == FLUSH_OPCODE:
         store64(operation + OP_FD, load64(namespace + NS_FD))

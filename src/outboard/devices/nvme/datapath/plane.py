@@ -82,6 +82,7 @@ class DataPlane:
         memory: GuestMemory,
         namespaces: Mapping[int, Namespace],
         *,
+        most_namespaces: int,
         io_queues: int,
         mdts: int,
         doorbells: int,
@@ -106,11 +107,11 @@ class DataPlane:
         self._by_record: dict[int, SubmissionQueue] = {}
         self._sq_records = Block((io_queues + 1) * SQ_RECORD)
         self._cq_records = Block((io_queues + 1) * CQ_RECORD)
-        self._namespaces = Block(max(namespaces, default=1) * NS_RECORD)
-        files = any(isinstance(fast_of(space.storage), Descriptor) for space in namespaces.values())
+        self._namespaces = Block(most_namespaces * NS_RECORD)
+        self._slow_opcodes: Callable[[Namespace], int] = lambda space: 0
+        self._at_work: tuple[Loop, Callable[[], None]] | None = None
         self.workspaces = [
-            Workspace(io_queues, mdts, memory.translation.reader(), files=files)
-            for _ in range(max(1, tuning.pollers))
+            Workspace(io_queues, mdts, memory.translation.reader()) for _ in range(max(1, tuning.pollers))
         ]
         native = available() if tuning.native is None else tuning.native
         # Compiling takes seconds, the first time: not while a client waits.
@@ -121,10 +122,7 @@ class DataPlane:
         self._control[NOTICE_FD], self._control[NOTICED] = -1, 1
         for workspace in self.workspaces:
             record = workspace.record
-            record[PL_NAMESPACES], record[PL_NAMESPACE_COUNT] = (
-                self._namespaces.address,
-                max(namespaces, default=0),
-            )
+            record[PL_NAMESPACES], record[PL_NAMESPACE_COUNT] = self._namespaces.address, most_namespaces
             record[PL_INLINE] = int(self.inline)
             record[PL_SPIN], record[PL_GRACE] = (
                 tuning.spin * MICROSECOND,
@@ -165,11 +163,8 @@ class DataPlane:
 
     def start(self, loop: Loop, noticed: Callable[[], None]) -> None:
         """Start the pollers; ``noticed`` is called in ``loop`` when one has something for Python."""
-        for workspace in self.workspaces:
-            workspace.open()
+        self._at_work = loop, noticed
         self.configure()
-        if self.inline and (ring := self.workspaces[0].uring) is not None:
-            loop.watch(ring.fd, noticed)
         for number in range(self.tuning.pollers):
             poller = Poller(
                 serve, self.workspaces[number].address, name=f"nvme-poller-{number}", native=self._native
@@ -186,6 +181,7 @@ class DataPlane:
             for name, value in poller.statistics.items():
                 self._before[name] = self._before.get(name, 0) + value
         self.pollers.clear()
+        self._at_work = None
         self._drain()
         for workspace in self.workspaces:
             if workspace.uring is not None and loop is not None:
@@ -230,23 +226,41 @@ class DataPlane:
         submission: Mapping[int, SubmissionQueue],
         completion: Mapping[int, CompletionQueue],
         features: Features,
+        slow_opcodes: Callable[[Namespace], int],
     ) -> None:
-        """These are the queues, for ever; `place` looks at what is in them."""
+        """These are the queues, for ever; `place` looks at what is in them.
+
+        ``slow_opcodes`` says which commands on a namespace are Python's, as bits by their opcodes.
+        """
         self._sqs, self._cqs, self._features = submission, completion, features
+        self._slow_opcodes = slow_opcodes
 
     def configure(self) -> None:
         """Take over what features and namespaces say now."""
         assert self._features is not None
         with self.paused():
             durable = not self._features.write_cache
+            self._open_files()
             files = all(workspace.uring for workspace in self.workspaces)
+            self._namespaces.bytes[:] = bytes(self._namespaces.size)
             for nsid, space in self._spaces.items():
                 record = Record(self._namespaces, (nsid - 1) * NS_RECORD)
-                describe(record, space, durable=durable, files=files)
+                slow = self._slow_opcodes(space)
+                describe(record, space, slow=slow, durable=durable, files=files)
             for workspace in self.workspaces:
                 workspace.record[PL_BURST] = self._features.burst
             for cq in self._cqs.values():
                 self._set_interrupts(cq)
+
+    def _open_files(self) -> None:
+        """Get a ring from the kernel if there are files, once a client is there."""
+        files = any(isinstance(fast_of(space.storage), Descriptor) for space in self._spaces.values())
+        if self._at_work is None or not files:
+            return
+        for workspace in self.workspaces:
+            workspace.open()
+        if self.inline and (ring := self.workspaces[0].uring) is not None:
+            self._at_work[0].watch(ring.fd, self._at_work[1])
 
     def place(self) -> None:
         """Decide anew who serves which queue. Only while paused."""

@@ -35,10 +35,10 @@ CQ_RECORD = 192
 
 NO_INTERRUPT, BY_PYTHON = -1, -2
 
-NS_KIND, NS_SHIFT, NS_BLOCKS, NS_ADDRESS, NS_FD, NS_ALIGNMENT, NS_DURABLE = offsets(7)
+NS_KIND, NS_SHIFT, NS_BLOCKS, NS_ADDRESS, NS_FD, NS_ALIGNMENT, NS_DURABLE, NS_SLOW = offsets(8)
 """Namespace: what is behind it, its block size as a power of two, its blocks, our address of its bytes, or
-its descriptor and what that wants offsets, sizes and addresses to be multiples of, and whether each write
-has to be durable before it completes."""
+its descriptor and what that wants offsets, sizes and addresses to be multiples of, whether each write
+has to be durable before it completes, and the opcodes, as bits, that are for Python all the same."""
 
 NS_RECORD = 64
 
@@ -108,7 +108,7 @@ SLOW_RECORD = 72
 
 BACK_SQ, BACK_CID, BACK_STATUS, BACK_RESULT = offsets(4)
 BACK_RECORD = 32
-"""A completion on its way back: its queue's record, identifier, 15-bit status field, dword 0."""
+"""A completion on its way back: its queue's record, identifier, 15-bit status field, dwords 0 and 1."""
 
 IN_FLIGHT = 256
 """Commands a poller may have in flight below, and as many again in Python."""

@@ -12,20 +12,25 @@ from outboard.devices.nvme.datapath.records import (
     NS_FD,
     NS_KIND,
     NS_SHIFT,
+    NS_SLOW,
 )
 from outboard.devices.nvme.namespace import Namespace
 from outboard.native.words import Record
 from outboard.storage.fast import Descriptor, Memory, Nothing, fast_of
 
 
-def describe(record: Record, space: Namespace, *, durable: bool, files: bool) -> None:
+def describe(record: Record, space: Namespace, *, slow: int, durable: bool, files: bool) -> None:
     """Fill in the record of a namespace.
 
-    ``durable``: every write has to be before it completes. ``files``: there is io_uring for those.
+    ``slow``: the opcodes, as bits, that only Python may execute. ``durable``: every write has to be before it
+    completes. ``files``: there is io_uring for those.
     """
     record[NS_SHIFT], record[NS_BLOCKS] = space.block_size.bit_length() - 1, space.blocks
     record[NS_ADDRESS], record[NS_ALIGNMENT] = 0, 1
-    record[NS_DURABLE] = int(durable)
+    record[NS_DURABLE], record[NS_SLOW] = int(durable), slow
+    if space.metadata:
+        record[NS_KIND] = BY_SLOW_LANE
+        return
     match fast_of(space.storage):
         case Nothing():
             record[NS_KIND] = NOTHING

@@ -86,10 +86,10 @@ COUNTERS = {
 class Workspace:
     """What one poller works with. ``queues`` is the most it serves, ``mdts`` the largest transfer in bytes.
 
-    ``table`` is the translation's address; ``files`` says whether it needs io_uring.
+    ``table`` is the translation's address.
     """
 
-    def __init__(self, queues: int, mdts: int, table: int, *, files: bool) -> None:
+    def __init__(self, queues: int, mdts: int, table: int) -> None:
         self.record = Block(PL_RECORD)
         self._queues, self._cqs = Block(queues * WORD), Block(queues * WORD)
         self._watched = Block(2 * (queues + 1) * WATCH_RECORD)
@@ -100,6 +100,7 @@ class Workspace:
         self._back = Ring(2 * IN_FLIGHT, BACK_RECORD)
         self._late: deque[tuple[int, int, int, int]] = deque()
         self.uring: uring.Ring | None = None
+        self._refused = False
         for field, value in (
             (PL_TABLE, table),
             (PL_MDTS, mdts),
@@ -113,11 +114,11 @@ class Workspace:
             (PL_BACK, self._back.address),
         ):
             self.record[field] = value
-        self._files, self._vector = files, min(segments, MOST_SEGMENTS)
+        self._vector = min(segments, MOST_SEGMENTS)
 
     def open(self) -> None:
-        """Get a ring from the kernel, if there are files."""
-        if self._files and self.uring is None:
+        """Get a ring from the kernel, for files."""
+        if self.uring is None and not self._refused:
             self._prepare_files(self._vector)
 
     @property
@@ -201,6 +202,7 @@ class Workspace:
 
     def close(self) -> None:
         """Let go of the kernel's ring. Nothing is in flight."""
+        self._refused = False
         if self.uring is not None:
             self.uring.close()
             self.uring = None
@@ -210,6 +212,7 @@ class Workspace:
         try:
             self.uring = uring.Ring(IN_FLIGHT)
         except SetupError as error:
+            self._refused = True
             log.warning("files are served by threads, more slowly: %s", error)
             return
         self._slots = Block(IN_FLIGHT * SLOT_RECORD)

@@ -1,0 +1,61 @@
+"""Whether an I/O command may be executed now: what namespaces and controllers can be in the way of.
+
+Each condition is one thing that may stand in the way: write protection, a reservation, a sanitize operation.
+Python asks all of them before it executes a command; the data plane asks none, so each also says which
+commands must not be left to it for now (`slow_opcodes`).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from outboard.devices.nvme.command import Command
+from outboard.devices.nvme.namespace import Namespace
+from outboard.devices.nvme.spec import IoOpcode
+
+if TYPE_CHECKING:
+    from outboard.devices.nvme.state import State
+
+FLUSHES, WRITES, READS = 1 << IoOpcode.FLUSH, 1 << IoOpcode.WRITE, 1 << IoOpcode.READ
+EVERYTHING = FLUSHES | WRITES | READS
+"""What the data plane executes, as `Condition.slow` names it."""
+
+
+class Access(Enum):
+    """What a command does with the blocks of its namespace."""
+
+    NONE = "nothing"
+    READ = "reads"
+    WRITE = "changes"
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """``check`` raises `CommandFailed` if the command may not be executed.
+
+    ``slow`` gives the commands, as bits of `EVERYTHING`, that only Python may execute on a namespace now.
+    Whoever changes what it depends on has the data planes look again (`Subsystem.reconfigure`).
+    """
+
+    check: "Callable[[State, Namespace, Command, Access], None]"
+    slow: "Callable[[State, Namespace], int]"
+
+
+CONDITIONS: tuple[Condition, ...] = ()
+
+
+def admit(state: "State", command: Command, access: Access) -> None:
+    """Raise `CommandFailed` if anything is in the way of an I/O command."""
+    space = state.namespaces.get(command.nsid)
+    if space is not None:
+        for condition in CONDITIONS:
+            condition.check(state, space, command, access)
+
+
+def slow_opcodes(state: "State", space: Namespace) -> int:
+    """The commands that the data plane has to leave to Python, as bits by their opcodes."""
+    opcodes = 0
+    for condition in CONDITIONS:
+        opcodes |= condition.slow(state, space)
+    return opcodes

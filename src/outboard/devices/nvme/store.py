@@ -1,0 +1,84 @@
+"""What a subsystem remembers over a power cycle: saved features, counters, reservations, zones, ...
+
+A JSON document of named sections, each of which belongs to one module. With a path it is a file, replaced as
+a whole (written beside it, made durable, renamed), so that after a crash it is the old one or the new one.
+Without a path it lives as long as the subsystem.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from outboard.errors import SetupError
+
+Document = dict[str, Any]
+
+
+class Store:
+    """The sections kept at ``path``; a file that is not there yet is an empty document.
+
+    Raises `SetupError` if what is there cannot be read.
+
+    >>> store = Store()
+    >>> store.put("greeting", {"words": ["hello"]})
+    >>> store.get("greeting")["words"]
+    ['hello']
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path
+        self._sections: Document = {}
+        if path is not None:
+            self._sections = _load(path)
+
+    def get(self, section: str, default: Any = None) -> Any:
+        """What was put there last, or ``default``: to be looked at, not to be changed."""
+        return self._sections.get(section, default)
+
+    def put(self, section: str, value: Any) -> None:
+        """Keep ``value`` (JSON); it is durable when this returns. Raises `SetupError`."""
+        if self._sections.get(section) != value:
+            # A copy of its own: the owner may go on changing what it gave.
+            self._sections[section] = json.loads(json.dumps(value))
+            self._write()
+
+    @property
+    def document(self) -> Document:
+        """Everything, to be moved to another process."""
+        return self._sections
+
+    @document.setter
+    def document(self, document: Document) -> None:
+        self._sections = dict(document)
+        self._write()
+
+    def _write(self) -> None:
+        if self.path is None:
+            return
+        beside = self.path.with_name(self.path.name + ".new")
+        try:
+            with open(beside, "w", encoding="utf-8") as file:
+                json.dump(self._sections, file, indent=1)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(self.path)
+            folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+        except OSError as error:
+            raise SetupError(f"cannot keep the state in {self.path}: {error.strerror}") from error
+
+
+def _load(path: Path) -> Document:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise SetupError(f"{path} is not the state of a subsystem: {error}") from error
+    if not isinstance(document, dict):
+        raise SetupError(f"{path} is not the state of a subsystem: move it away to begin anew")
+    return document

@@ -1,0 +1,167 @@
+"""An NVM subsystem: namespaces, and the controllers by which hosts reach them (NVMe Base 2.0, 2.3.1 and 3.2).
+
+A subsystem with several controllers is served on several sockets: paths of one host to the same disks, or
+hosts that share them. A namespace that is allocated here is seen by the controllers it is attached to.
+Everything here is done in the `turn` of the thread that does it (`outboard.devices.nvme.monitor`).
+"""
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from outboard.devices.nvme.monitor import Monitor
+from outboard.devices.nvme.namespace import Namespace, derived_uuid
+from outboard.devices.nvme.store import Store
+from outboard.errors import DefinitionError
+from outboard.storage import Storage
+
+if TYPE_CHECKING:
+    from outboard.devices.nvme.state import State
+
+MOST_CONTROLLERS = 0xFFEF
+
+
+class Subsystem:
+    """A subsystem with these namespaces, numbered from 1, and no controller yet.
+
+    ``serial`` (20 characters at most, printable ASCII) is what hosts tell subsystems and namespaces
+    apart by: keep it, and they are recognised after a restart. ``model`` has 40 characters at most.
+    ``most_namespaces`` is the largest namespace identifier there can ever be (NN): firmware asks for each.
+    ``store`` is what outlives a power cycle.
+
+    Raises `DefinitionError`.
+
+    >>> from outboard.storage import open_storage
+    >>> from outboard.devices.nvme import Nvme
+    >>> disks = Subsystem(open_storage("ram:64M"), serial="SHARED1")
+    >>> paths = Nvme(subsystem=disks), Nvme(subsystem=disks)
+    >>> sorted(disks.controllers)
+    [1, 2]
+    """
+
+    def __init__(
+        self,
+        *namespaces: Namespace | Storage,
+        serial: str = "OUTBOARD0001",
+        model: str = "outboard NVMe",
+        most_namespaces: int = 32,
+        store: Store | None = None,
+    ) -> None:
+        _check_text("serial", serial, 20)
+        _check_text("model", model, 40)
+        self.serial, self.model = serial, model
+        self.most_namespaces = max(most_namespaces, len(namespaces))
+        self.store = store or Store()
+        self.turn = Monitor()
+        self.namespaces: dict[int, Namespace] = {}
+        self.controllers: dict[int, State] = {}
+        for space in namespaces:
+            self.add(space)
+
+    @property
+    def nqn(self) -> str:
+        """The NVMe Qualified Name, derived from the serial number."""
+        return f"nqn.2014-08.org.nvmexpress:uuid:{derived_uuid(self.serial)}"
+
+    @property
+    def free_identifier(self) -> int:
+        """The smallest namespace identifier that is free; 0 if none is."""
+        return next((n for n in range(1, self.most_namespaces + 1) if n not in self.namespaces), 0)
+
+    def add(self, space: Namespace | Storage, nsid: int = 0) -> Namespace:
+        """Allocate a namespace (0: the first identifier that is free), and attach it to every controller.
+
+        Raises `DefinitionError` if there is no such identifier, or it is taken.
+        """
+        if not isinstance(space, Namespace):
+            space = Namespace(space)
+        with self.turn:
+            nsid = nsid or self.free_identifier
+            if not 1 <= nsid <= self.most_namespaces:
+                raise DefinitionError(
+                    f"namespace identifiers are 1 to {self.most_namespaces}: "
+                    + (f"{nsid} is not" if nsid else "all are taken")
+                )
+            if nsid in self.namespaces:
+                raise DefinitionError(f"namespace {nsid} is there already")
+            space.nsid = nsid
+            self.namespaces[nsid] = space
+            for cntlid in self.controllers:
+                if space.shared or not space.attached:
+                    self.attach(nsid, cntlid)
+            self.announce(nsid)
+        return space
+
+    def remove(self, nsid: int) -> Namespace:
+        """Detach a namespace from every controller and forget it; its storage is the caller's to close."""
+        with self.turn:
+            space = self.namespaces[nsid]
+            before = set(space.attached)
+            for cntlid in before:
+                self.detach(nsid, cntlid)
+            del self.namespaces[nsid]
+            self._tell(nsid, before)
+        return space
+
+    def attach(self, nsid: int, cntlid: int) -> None:
+        """Let a controller have a namespace; its host is not told."""
+        with self.turn:
+            space, state = self.namespaces[nsid], self.controllers[cntlid]
+            space.attached.add(cntlid)
+            state.namespaces[nsid] = space
+            state.plane.configure()
+
+    def detach(self, nsid: int, cntlid: int) -> None:
+        """Take a namespace from a controller: what is under way below it ends first. Its host is not told."""
+        with self.turn:
+            state = self.controllers[cntlid]
+            self.namespaces[nsid].attached.discard(cntlid)
+            state.namespaces.pop(nsid, None)
+            state.plane.configure()
+            state.drain()
+
+    def resized(self, nsid: int) -> None:
+        """Look at a namespace's storage again, whose size has changed, and tell every host."""
+        with self.turn:
+            self.namespaces[nsid].measure()
+            self.reconfigure(nsid)
+            self.announce(nsid)
+
+    def reconfigure(self, nsid: int) -> None:
+        """Have every data plane look anew at a namespace that has changed; when this returns, each has."""
+        with self.turn:
+            for state in self.states_of(nsid):
+                state.plane.configure()
+
+    def announce(self, nsid: int, *, but: int = 0) -> None:
+        """Tell every host that has a namespace, but not controller ``but``'s, that it has changed."""
+        self._tell(nsid, self.namespaces[nsid].attached - {but})
+
+    def states_of(self, nsid: int) -> "Iterator[State]":
+        """The controllers that have a namespace attached."""
+        return (self.controllers[cntlid] for cntlid in sorted(self.namespaces[nsid].attached))
+
+    def enrol(self, make: "Callable[[int], State]") -> "State":
+        """A new controller: ``make`` gets its identifier. Every namespace that may be is attached to it."""
+        with self.turn:
+            cntlid = next(n for n in range(1, MOST_CONTROLLERS + 1) if n not in self.controllers)
+            state = self.controllers[cntlid] = make(cntlid)
+            for nsid, space in self.namespaces.items():
+                if space.shared or not space.attached:
+                    self.attach(nsid, cntlid)
+        return state
+
+    def leave(self, cntlid: int) -> None:
+        """A controller is gone for good."""
+        with self.turn:
+            for nsid in list(self.controllers[cntlid].namespaces):
+                self.detach(nsid, cntlid)
+            del self.controllers[cntlid]
+
+    def _tell(self, nsid: int, cntlids: set[int]) -> None:
+        for cntlid in sorted(cntlids):
+            self.controllers[cntlid].namespace_changed(nsid)
+
+
+def _check_text(what: str, text: str, limit: int) -> None:
+    if not (0 < len(text) <= limit and text.isascii() and text.isprintable()):
+        raise DefinitionError(f"{what} {text!r}: it has 1 to {limit} printable ASCII characters")
