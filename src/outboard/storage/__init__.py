@@ -6,12 +6,14 @@
 `FileStorage`           a file or block device (`open_file`); `DirectStorage` past the page cache
 `RamStorage`            memory
 `NullStorage`           nothing
+`VolatileStorage`       a filter: a write cache, whose unflushed content a power cut loses
 `fast_of`               what compiled code can do by itself: `Nothing`, `Memory`, `Descriptor`, or None
+`persist`               make a range durable, as Force Unit Access asks for
 `parse_size`            ``256M`` -> 268435456; `format_size` back
 ======================  ==================================================================
 """
 
-from outboard.storage.base import Data, Storage
+from outboard.storage.base import Data, Storage, persist
 from outboard.storage.direct import DirectStorage
 from outboard.storage.fast import Descriptor, Fast, Memory, Nothing, fast_of
 from outboard.storage.file import FileStorage
@@ -20,6 +22,7 @@ from outboard.storage.opening import open_file
 from outboard.storage.ram import RamStorage
 from outboard.storage.sizes import format_size, parse_size
 from outboard.storage.spec import open_storage
+from outboard.storage.volatile import Loss, VolatileStorage
 
 __all__ = [
     "Data",
@@ -27,14 +30,17 @@ __all__ = [
     "DirectStorage",
     "Fast",
     "FileStorage",
+    "Loss",
     "Memory",
     "Nothing",
     "NullStorage",
     "RamStorage",
     "Storage",
+    "VolatileStorage",
     "fast_of",
     "format_size",
     "open_file",
     "open_storage",
     "parse_size",
+    "persist",
 ]

@@ -51,3 +51,15 @@ def check_range(storage: Storage, offset: int, size: int) -> None:
         raise StorageError(
             f"bytes {offset:#x}..{offset + size:#x} are outside a storage of {storage.size:#x} bytes"
         )
+
+
+def persist(storage: Storage, offset: int, size: int) -> None:
+    """Make what was written to a range durable; with all the rest of ``storage``, where it knows no less.
+
+    A storage that can do it alone has a method of this name.
+    """
+    only = getattr(storage, "persist", None)
+    if only is not None:
+        only(offset, size)
+    else:
+        storage.flush()

@@ -8,6 +8,7 @@ from outboard.storage.null import NullStorage
 from outboard.storage.opening import open_file
 from outboard.storage.ram import RamStorage
 from outboard.storage.sizes import parse_size
+from outboard.storage.volatile import VolatileStorage
 
 _OPTION = re.compile(r"(.*),(size|direct|share)=(.*)", re.DOTALL)
 
@@ -22,6 +23,7 @@ def open_storage(spec: str) -> Storage:
     ``PATH,size=SIZE``        the same, created (sparse) if it is not there
     ``PATH,direct=on``        the same, past the page cache (O_DIRECT)
     ``PATH,share=on``         the same, and another process may have it too: for live migration
+    ``volatile:SPEC``         any of these, with a write cache that a power cut loses
     ========================  =====================================================================
 
     A path that holds a colon or a comma is written ``file:PATH``, or ``./PATH``; its last ``,size=``,
@@ -38,11 +40,13 @@ def open_storage(spec: str) -> Storage:
         return RamStorage(parse_size(rest))
     if colon and kind == "null":
         return NullStorage(parse_size(rest))
+    if colon and kind == "volatile":
+        return VolatileStorage(open_storage(rest))
     if colon and kind == "file":
         spec = rest
     elif colon and kind.isalnum() and "/" not in kind:
         raise StorageError(
-            f"there is no storage of kind {kind!r}: use ram:SIZE, null:SIZE or a path "
+            f"there is no storage of kind {kind!r}: use ram:SIZE, null:SIZE, volatile:SPEC or a path "
             f"(file:{spec} if that is one)"
         )
     path, options = _options(spec)

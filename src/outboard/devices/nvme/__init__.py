@@ -6,20 +6,23 @@
 `Subsystem`               namespaces that several controllers share
 `Tuning`                  how many pollers serve it, and how they wait
 `Doorbells`               how the host tells of new commands
+`Fault`                   what goes wrong on purpose: ``disk.faults.inject(Fault(...))``
 ========================  ==================================================================
 
 From the registers down: `function` (PCI, interrupts, resets), `registers`, `in_turn`, `controller` (what
 Python does, in turn), `admin` and `io` (the tables of commands; `command_set` says what is known of one),
 `identify`, `features`, `logs`, `queue_commands`, `events`, `admission` (what may be in a command's way), then
 `state`, `subsystem` and `namespace`, `store`, `queues`, `transfer`, `runs`, `prp`, `sgl`, `work`, `workers`,
-`monitor`, and at the bottom `spec`, `status`, `command`, `layouts`. `datapath` is the compiled part: it
+`monitor`, and at the bottom `spec`, `status`, `command`, `layouts`. What goes wrong on purpose is said by
+`faults`, kept by `injection` and done by `strikes` and `altered`. `datapath` is the compiled part: it
 serves the I/O queues.
 """
 
 from outboard.devices.nvme.datapath.tuning import Tuning
+from outboard.devices.nvme.faults import Fault
 from outboard.devices.nvme.function import Doorbells, Nvme
 from outboard.devices.nvme.namespace import Namespace
 from outboard.devices.nvme.store import Store
 from outboard.devices.nvme.subsystem import Subsystem
 
-__all__ = ["Doorbells", "Namespace", "Nvme", "Store", "Subsystem", "Tuning"]
+__all__ = ["Doorbells", "Fault", "Namespace", "Nvme", "Store", "Subsystem", "Tuning"]

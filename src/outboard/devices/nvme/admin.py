@@ -27,6 +27,8 @@ def abort(state: State, command: Command) -> int:
         raise CommandFailed(Status.INVALID_FIELD, f"there is no submission queue {sqid}", location=40)
     if sqid == 0 and state.events.abort(cid):
         return 0
+    if state.abort_held(sq, cid):
+        return 0
     sq.look()
     try:
         waiting = sq.waiting_ids(state.bus)

@@ -55,7 +55,7 @@ def admit(state: "State", command: Command, access: Access) -> None:
 
 def slow_opcodes(state: "State", space: Namespace) -> int:
     """The commands that the data plane has to leave to Python, as bits by their opcodes."""
-    opcodes = 0
+    opcodes = state.subsystem.faults.slow(state.identity.cntlid, space.nsid)
     for condition in CONDITIONS:
         opcodes |= condition.slow(state, space)
     return opcodes

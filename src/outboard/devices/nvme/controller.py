@@ -22,6 +22,7 @@ from outboard.devices.nvme.events import INVALID_DOORBELL_REGISTER, INVALID_DOOR
 from outboard.devices.nvme.queues import CompletionQueue, SubmissionQueue
 from outboard.devices.nvme.state import Outstanding, State
 from outboard.devices.nvme.status import CommandFailed, Status, status_field
+from outboard.devices.nvme.strikes import Struck
 from outboard.devices.nvme.transfer import Abandoned, check_admin_flags, check_io_flags
 from outboard.devices.nvme.work import Call, Work, run_inline
 from outboard.devices.nvme.workers import Workers
@@ -36,6 +37,10 @@ BATCH = 64
 
 OUTSTANDING = 256
 """Commands that may wait for storage at once; the others wait in their queues."""
+
+
+Complete = Callable[[SubmissionQueue, int, int, int], None]
+"""Ends a command: its queue, its identifier, its status field, dwords 0 and 1 of its completion."""
 
 
 class Progress(Enum):
@@ -61,10 +66,11 @@ class Controller:
         self.state = state
         self.enabled = False
         self._interrupt = interrupt
-        self._progressed = progressed
+        self.progressed = progressed
         self._processing = False
         self._last_served = 0
         self._out_of_reach: list[SubmissionQueue | CompletionQueue] = []
+        self._event_requests: dict[int, Complete] = {}
         self._workers: Workers | None = None
         self.deferred = 0.0
         """In how many seconds `process` has to run again although nothing happens; 0: not at all."""
@@ -94,6 +100,7 @@ class Controller:
         with self.state.plane.paused():
             self.state.plane.frozen = False
             self.state.reset()
+        self._event_requests.clear()
 
     def freeze(self) -> None:
         """Come to rest: I/O that waits for storage will be begun anew, as what was taken and not begun yet.
@@ -109,6 +116,8 @@ class Controller:
             if waiting.sq.id and state.plane.keep_slow(waiting.sq, waiting.command.encode()):
                 waiting.task.cancel()
                 del state.outstanding[key]
+            elif waiting.held is not None:
+                waiting.held.go_on()
         state.drain()
         for cq in state.completion.values():
             with self._reaching(cq):
@@ -278,34 +287,54 @@ class Controller:
         return len(entries)
 
     def _execute(self, sq: SubmissionQueue, command: Command) -> None:
-        """Begin one command, whose completion has its place; complete it, unless it waits for something."""
+        """Begin one command, whose completion has its place, unless a fault has other plans."""
+        state, faults = self.state, self.state.subsystem.faults
+        strike = None
+        if faults.armed and command.cid not in sq.aborted:
+            strike = faults.strike(state.identity.cntlid, sq.id, command)
+        if strike is None:
+            self.carry_out(sq, command, lambda: self.handle(sq, command), self.complete)
+        else:
+            Struck(self, sq, command, strike).begin()
+
+    def carry_out(
+        self,
+        sq: SubmissionQueue,
+        command: Command,
+        handle: Callable[[], int | Work | None],
+        complete: Complete,
+    ) -> None:
+        """Begin one command by ``handle``, and ``complete`` it, at once or when it need not wait any more."""
         outcome: int | Work | None = 0
         field = 0
         try:
-            outcome = self._handle(sq, command)
+            outcome = handle()
         except Exception as error:
             field = self._fail(sq, command, error)
         if outcome is None:
             sq.cq.pending -= 1
+            if complete != self.complete:
+                self._event_requests[command.cid] = complete
         elif isinstance(outcome, Generator):
-            self._begin(sq, command, outcome)
+            self._begin(sq, command, outcome, complete)
         else:
-            self._complete(sq, command.cid, field, outcome)
+            complete(sq, command.cid, field, outcome)
 
-    def _handle(self, sq: SubmissionQueue, command: Command) -> int | Work | None:
+    def handle(self, sq: SubmissionQueue, command: Command, state: State | None = None) -> int | Work | None:
+        """Execute one command; ``state``: as somebody else sees this controller."""
         # First of all: an identifier left behind would end a later command that has it too.
         if command.cid in sq.aborted:
             sq.aborted -= {command.cid}
             raise CommandFailed(Status.ABORT_REQUESTED)
-        return self._handle_io(command) if sq.id else self._handle_admin(command)
+        return self._handle_io(state or self.state, command) if sq.id else self._handle_admin(command)
 
-    def _handle_io(self, command: Command) -> int | Work | None:
-        io = self.state.commands.io.get(command.opcode)
+    def _handle_io(self, state: State, command: Command) -> int | Work | None:
+        io = state.commands.io.get(command.opcode)
         if io is None:
             raise _unknown(command)
         check_io_flags(command)
-        admit(self.state, command, io.access)
-        return io.handler(self.state, command)
+        admit(state, command, io.access)
+        return io.handler(state, command)
 
     def _handle_admin(self, command: Command) -> int | Work | None:
         state = self.state
@@ -320,13 +349,13 @@ class Controller:
         with state.plane.paused() if admin.pausing else nullcontext():
             return admin.handler(state, command)
 
-    def _begin(self, sq: SubmissionQueue, command: Command, work: Work) -> None:
+    def _begin(self, sq: SubmissionQueue, command: Command, work: Work, complete: Complete) -> None:
         """Run a command that may wait for storage: here as far as it goes, the rest when storage answers."""
         if self._workers is None:
             try:
-                self._complete(sq, command.cid, 0, run_inline(work))
+                complete(sq, command.cid, 0, run_inline(work))
             except Exception as error:
-                self._complete(sq, command.cid, self._fail(sq, command, error), 0)
+                complete(sq, command.cid, self._fail(sq, command, error), 0)
             return
         key = object()
         over = False
@@ -337,23 +366,36 @@ class Controller:
             if isinstance(outcome, Abandoned):
                 return
             if isinstance(outcome, Exception):
-                self._complete(sq, command.cid, self._fail(sq, command, outcome), 0)
+                complete(sq, command.cid, self._fail(sq, command, outcome), 0)
             else:
-                self._complete(sq, command.cid, 0, outcome)
+                complete(sq, command.cid, 0, outcome)
             if self.state.outstanding.pop(key, None):
-                self._progressed()
+                self.progressed()
 
         task = self._workers.start(work, ended)
         if not over:
             self.state.outstanding[key] = Outstanding(sq, command, task)
 
-    def _complete(self, sq: SubmissionQueue, cid: int, field: int, result: int) -> None:
+    def complete(self, sq: SubmissionQueue, cid: int, field: int, result: int) -> None:
         """Post the completion of a command that was counted as pending; by whoever posts there."""
         if sq.cq.fast:
             self.state.plane.complete(sq, cid, field, result)
         else:
             sq.cq.pending -= 1
             sq.cq.post(self.state.bus, sq, cid, field, result)
+
+    def complete_unheard(self, sq: SubmissionQueue, cid: int, field: int, result: int) -> None:
+        """As `complete`, with no interrupt that says so."""
+        with self.state.plane.paused():
+            signal = sq.cq.signal
+            sq.cq.pending -= 1
+            sq.cq.post(self.state.bus, sq, cid, field, result)
+            sq.cq.signal = signal
+
+    def forget(self, sq: SubmissionQueue) -> None:
+        """A command that was counted as pending never completes."""
+        with self.state.plane.paused():
+            sq.cq.pending -= 1
 
     def _fail(self, sq: SubmissionQueue, command: Command, error: Exception) -> int:
         """Log a failure where the host can read it; return its status field."""
@@ -377,7 +419,8 @@ class Controller:
         with self._reaching(sq.cq):
             while sq.cq.room > 0 and (ending := state.events.next_ending()):
                 cid, status, result = ending
-                sq.cq.post(state.bus, sq, cid, status_field(status), result)
+                sq.cq.pending += 1
+                self._event_requests.pop(cid, self.complete)(sq, cid, status_field(status), result)
 
     def _signal(self) -> None:
         for cq in self.state.completion.values():

@@ -9,7 +9,7 @@ note what happened, and the queues are processed as soon as the access is answer
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 from outboard.devices.nvme import saved_state
@@ -21,12 +21,13 @@ from outboard.devices.nvme.datapath.records import BY_PYTHON
 from outboard.devices.nvme.datapath.tuning import Tuning
 from outboard.devices.nvme.doorbell_page import DoorbellPage
 from outboard.devices.nvme.in_turn import InTurn
+from outboard.devices.nvme.injection import Faults
 from outboard.devices.nvme.io import IO_COMMANDS
 from outboard.devices.nvme.namespace import Namespace
 from outboard.devices.nvme.queues import CompletionQueue
 from outboard.devices.nvme.registers import MAX_VECTORS, NSSRO, Registers, capabilities
 from outboard.devices.nvme.spec import Shutdown, ShutdownStatus
-from outboard.devices.nvme.state import Identity, Limits, State
+from outboard.devices.nvme.state import Hardware, Identity, Limits, State
 from outboard.devices.nvme.subsystem import Subsystem
 from outboard.devices.nvme.transfer import Bus
 from outboard.errors import DefinitionError
@@ -34,7 +35,7 @@ from outboard.loop import Timer
 from outboard.native.jit import available
 from outboard.pci.capabilities import MsiX
 from outboard.server.profiles import Profile
-from outboard.storage import RamStorage, Storage
+from outboard.storage import RamStorage, Storage, VolatileStorage
 
 log = logging.getLogger(__name__)
 
@@ -109,6 +110,8 @@ class Nvme(InTurn, Registers):
         self._running = False
         self._scheduled = False
         self._gone = False
+        self._removed = False
+        self._late: list[Callable[[], None]] = []
         self._stalled_since: float | None = None
         self._retry: Timer | None = None
         self.namespaces: dict[int, Namespace] = {}
@@ -141,11 +144,17 @@ class Nvme(InTurn, Registers):
                 self._wake,
             )
         )
+        self.state.hardware = Hardware(self._when_served, self._fail, self._vanish, self._lose_power)
         self.controller = Controller(self.state, self._interrupt, self._schedule)
         self._doorbells = doorbells
         self._map_doorbells(doorbells == "mmap")
         if self.msix is not None:
             self.msix.on_change = self.plane.vector_changed
+
+    @property
+    def faults(self) -> Faults:
+        """What goes wrong on purpose: the faults of the subsystem."""
+        return self.subsystem.faults
 
     @property
     def statistics(self) -> dict[str, int]:
@@ -184,6 +193,35 @@ class Nvme(InTurn, Registers):
         if doorbell & 1:
             self._update_line()
 
+    def region_read(self, region: int, offset: int, count: int) -> bytes:
+        """As `Device`'s; what was removed reads as ones."""
+        return b"\xff" * count if self._removed else super().region_read(region, offset, count)
+
+    def region_write(self, region: int, offset: int, data: bytes) -> None:
+        """As `Device`'s; what was removed hears nothing."""
+        if not self._removed:
+            super().region_write(region, offset, data)
+
+    def power_cut(self, seed: int | str = 0) -> None:
+        """The power fails, of the whole subsystem: see `Subsystem.power_cut`. From any thread.
+
+        The host is to be killed or reset at the same moment.
+        """
+        self.subsystem.power_cut(seed)
+
+    def surprise_removal(self) -> None:
+        """The function is gone: registers and configuration space read as ones, until `replug`.
+
+        A client that connects anew finds it there, too. That the slot is empty only a VMM can say.
+        """
+        with self.turn:
+            self._vanish()
+
+    def replug(self) -> None:
+        """A function that was removed is there again, as after power on."""
+        with self.turn:
+            self._removed = False
+
     def on_reset(self) -> None:
         """FLR, DEVICE_RESET: as after power on. The registers are reset already."""
         self._running = False
@@ -204,9 +242,12 @@ class Nvme(InTurn, Registers):
 
     def on_connect(self) -> None:
         """A client is there, perhaps one that goes on where the last one was cut off."""
-        self._gone = False
+        self._gone = self._removed = False
         self.controller.start_workers(self._require_loop())
         self.plane.start(self._require_loop(), self._schedule)
+        late, self._late = self._late, []
+        for callback in late:
+            callback()
         if self.controller.pending or self.plane.inline:
             self._schedule()
 
@@ -226,15 +267,18 @@ class Nvme(InTurn, Registers):
     def memories(self) -> dict[str, memoryview]:
         """A disk in memory moves with its controller."""
         disks = {
-            f"namespace{nsid}": space.storage.memory
+            f"namespace{nsid}": storage.memory
             for nsid, space in self.namespaces.items()
-            if isinstance(space.storage, RamStorage)
+            if isinstance(storage := getattr(space.storage, "below", space.storage), RamStorage)
         }
         return super().memories() | disks
 
     def on_stop(self) -> None:
-        """The client migrates us: no command is under way from here on."""
+        """The client migrates us: no command is under way from here on, and no write is held back."""
         self.controller.freeze()
+        for space in self.namespaces.values():
+            if isinstance(space.storage, VolatileStorage):
+                space.storage.write_back()
 
     def on_run(self) -> None:
         """Here, or where we come from, the client lets us go on."""
@@ -333,8 +377,7 @@ class Nvme(InTurn, Registers):
         if now - self._stalled_since >= STALL_PATIENCE:
             log.info("a queue was out of reach for %s s: the controller has failed", STALL_PATIENCE)
             self._forget_stall()
-            self.controller.stop()
-            self.fatal = True
+            self._fail()
         elif self._retry is None:
             self._retry = self.after(STALL_RETRY, self._try_again)
 
@@ -347,6 +390,24 @@ class Nvme(InTurn, Registers):
         if self._retry is not None:
             self._retry.cancel()
             self._retry = None
+
+    def _fail(self) -> None:
+        """CSTS.CFS: nothing is executed until the host resets the controller."""
+        self.controller.stop()
+        self.fatal = True
+
+    def _vanish(self) -> None:
+        self._removed = True
+        self.reset()
+
+    def _lose_power(self) -> None:
+        if self._running and self.shutdown_status != ShutdownStatus.COMPLETE:
+            self.state.health.unsafe_shutdowns += 1
+        self.reset()
+
+    def _when_served(self, seconds: float, callback: Callable[[], None]) -> Timer:
+        """Call ``callback`` in so many seconds; later, if no client is there then."""
+        return self.after(seconds, lambda: self._late.append(callback) if self._gone else callback())
 
     def _map_doorbells(self, mapped: bool) -> None:
         """Offer the page of doorbells to the client, or not; and the buffers in guest memory otherwise."""

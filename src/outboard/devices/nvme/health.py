@@ -17,6 +17,7 @@ class Health:
     reads: int = 0
     writes: int = 0
     media_errors: int = 0
+    unsafe_shutdowns: int = 0
     since: float = field(default_factory=time.monotonic)
     extra: Callable[[], tuple[int, int, int, int]] | None = None
 

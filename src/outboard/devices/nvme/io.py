@@ -18,6 +18,7 @@ from outboard.devices.nvme.status import CommandFailed, Status
 from outboard.devices.nvme.transfer import fetch, runs, scatter
 from outboard.devices.nvme.work import Call, Work
 from outboard.errors import StorageError
+from outboard.storage import persist
 
 FORCE_UNIT_ACCESS = 1 << 30
 DEALLOCATE_ZEROES = 1 << 25
@@ -35,7 +36,7 @@ def read(state: State, command: Command) -> Work:
     data = bytearray(size)
     try:
         if command.cdw12 & FORCE_UNIT_ACCESS:
-            yield Call(space.storage, space.storage.flush)
+            yield Call(space.storage, partial(persist, space.storage, offset, size))
         yield Call(space.storage, partial(space.storage.readinto, offset, memoryview(data)))
     except StorageError as error:
         raise _media_error(state, Status.UNRECOVERED_READ_ERROR, error) from error
@@ -52,7 +53,7 @@ def write(state: State, command: Command) -> Work:
     data = fetch(state.bus, command, size)
     try:
         yield Call(space.storage, partial(space.storage.write, offset, data))
-        yield from _settle(state, space, command.cdw12)
+        yield from _settle(state, space, command.cdw12, offset, size)
     except StorageError as error:
         raise _media_error(state, Status.WRITE_FAULT, error) from error
     state.health.writes += 1
@@ -95,7 +96,7 @@ def write_zeroes(state: State, command: Command) -> Work:
     make_zeros = space.storage.discard if discarding else space.storage.write_zeroes
     try:
         yield Call(space.storage, partial(make_zeros, offset, size))
-        yield from _settle(state, space, command.cdw12)
+        yield from _settle(state, space, command.cdw12, offset, size)
     except StorageError as error:
         raise _media_error(state, Status.WRITE_FAULT, error) from error
     return 0
@@ -137,10 +138,15 @@ def _blocks(space: Namespace, slba: int, blocks: int) -> tuple[int, int]:
     return slba * space.block_size, blocks * space.block_size
 
 
-def _settle(state: State, space: Namespace, cdw12: int) -> Iterator[Call]:
-    """Make a write durable before it completes, if the host asks for that."""
+def _settle(
+    state: State, space: Namespace, cdw12: int, offset: int = 0, size: int | None = None
+) -> Iterator[Call]:
+    """Make a write durable before it completes, if the host asks for that; all of them without a size."""
     if cdw12 & FORCE_UNIT_ACCESS or not state.features.write_cache:
-        yield Call(space.storage, space.storage.flush)
+        if size is None:
+            yield Call(space.storage, space.storage.flush)
+        else:
+            yield Call(space.storage, partial(persist, space.storage, offset, size))
 
 
 def _media_error(state: State, status: Status, error: StorageError) -> CommandFailed:

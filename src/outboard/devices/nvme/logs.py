@@ -80,6 +80,7 @@ def _health(state: "State", command: Command) -> bytes:
         host_write_commands=writes,
         power_cycles=1,
         power_on_hours=int(time.monotonic() - health.since) // 3600,
+        unsafe_shutdowns=health.unsafe_shutdowns,
         media_errors=health.media_errors,
         error_log_entries=state.errors.count,
     )

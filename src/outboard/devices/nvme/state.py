@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from outboard.devices.nvme.admission import slow_opcodes
 from outboard.devices.nvme.command import Command
@@ -18,7 +18,6 @@ from outboard.devices.nvme.status import CommandFailed, Status
 from outboard.devices.nvme.subsystem import Subsystem
 from outboard.devices.nvme.transfer import Bus
 from outboard.devices.nvme.work import Work
-from outboard.devices.nvme.workers import Task
 
 if TYPE_CHECKING:
     from outboard.devices.nvme.command_set import Commands
@@ -57,13 +56,41 @@ class Limits:
         return PAGE << self.mdts
 
 
+class Cancellable(Protocol):
+    """Something that is under way."""
+
+    def cancel(self) -> None:
+        """Let nothing come of it."""
+
+
+class Held(Cancellable, Protocol):
+    """A command that a fault holds back."""
+
+    def go_on(self) -> None:
+        """Have it executed now, if it waits for its time."""
+
+    def abort(self) -> None:
+        """End it as aborted."""
+
+
 @dataclass(frozen=True, slots=True)
 class Outstanding:
-    """A command that waits for storage."""
+    """A command that waits for storage, or is ``held``."""
 
     sq: SubmissionQueue
     command: Command
-    task: Task
+    task: Cancellable
+    held: Held | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """What can become of the function that a controller is in, and its clock: seconds, and what to call."""
+
+    after: Callable[[float, Callable[[], None]], Cancellable]
+    fail: Callable[[], None]
+    vanish: Callable[[], None]
+    lose_power: Callable[[], None]
 
 
 @dataclass(slots=True)
@@ -71,7 +98,7 @@ class State:
     """A controller between its registers and its namespaces, those of ``subsystem`` that are attached to it.
 
     ``commands`` are those it executes. ``wake`` has it look at what there is to do, from any thread.
-    ``outstanding`` are the commands that wait for storage in Python; ``drain`` returns when no storage is
+    ``outstanding`` are the commands that wait in Python; ``drain`` returns when no storage is
     at work for one of them, or for one that was cancelled.
     ``granted`` is the number of I/O queues of each kind the host was given (Set Features 07h).
     ``entry_sizes_set`` says whether CC.IOSQES and CC.IOCQES have the only values there are.
@@ -96,6 +123,7 @@ class State:
     drain: Callable[[], None] = lambda: None
     granted: int = field(init=False)
     entry_sizes_set: bool = False
+    hardware: Hardware | None = None
 
     def __post_init__(self) -> None:
         self.features = Features(self.limits.warning_temperature)
@@ -149,6 +177,14 @@ class State:
         self.drain()
         sq.cq.pending -= len(cids)
         return cids
+
+    def abort_held(self, sq: SubmissionQueue, cid: int) -> bool:
+        """End a command that a fault holds back as aborted; False if there is no such command."""
+        for waiting in self.outstanding.values():
+            if waiting.held is not None and waiting.sq is sq and waiting.command.cid == cid:
+                waiting.held.abort()
+                return True
+        return False
 
     def namespace(self, nsid: int) -> Namespace:
         """Return the namespace; raise `CommandFailed` (Invalid Namespace or Format) if there is none."""

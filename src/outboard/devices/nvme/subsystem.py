@@ -8,11 +8,12 @@ Everything here is done in the `turn` of the thread that does it (`outboard.devi
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from outboard.devices.nvme.injection import Faults
 from outboard.devices.nvme.monitor import Monitor
 from outboard.devices.nvme.namespace import Namespace, derived_uuid
 from outboard.devices.nvme.store import Store
 from outboard.errors import DefinitionError
-from outboard.storage import Storage
+from outboard.storage import Storage, VolatileStorage
 
 if TYPE_CHECKING:
     from outboard.devices.nvme.state import State
@@ -26,7 +27,7 @@ class Subsystem:
     ``serial`` (20 characters at most, printable ASCII) is what hosts tell subsystems and namespaces
     apart by: keep it, and they are recognised after a restart. ``model`` has 40 characters at most.
     ``most_namespaces`` is the largest namespace identifier there can ever be (NN): firmware asks for each.
-    ``store`` is what outlives a power cycle.
+    ``store`` is what outlives a power cycle. ``faults`` are those that a test has injected.
 
     Raises `DefinitionError`.
 
@@ -54,6 +55,7 @@ class Subsystem:
         self.turn = Monitor()
         self.namespaces: dict[int, Namespace] = {}
         self.controllers: dict[int, State] = {}
+        self.faults = Faults(self.turn, self._reconfigure_all)
         for space in namespaces:
             self.add(space)
 
@@ -132,6 +134,20 @@ class Subsystem:
             for state in self.states_of(nsid):
                 state.plane.configure()
 
+    def power_cut(self, seed: int | str = 0) -> None:
+        """Everything loses its power at once; afterwards it is as after power on.
+
+        Commands under way vanish. Of what was not flushed a storage with a volatile write cache
+        (`outboard.storage.VolatileStorage`) keeps what ``seed`` says; another one keeps everything.
+        """
+        with self.turn:
+            for state in self.controllers.values():
+                if state.hardware is not None:
+                    state.hardware.lose_power()
+            for nsid, space in self.namespaces.items():
+                if isinstance(space.storage, VolatileStorage):
+                    space.storage.cut(f"{seed} {nsid}")
+
     def announce(self, nsid: int, *, but: int = 0) -> None:
         """Tell every host that has a namespace, but not controller ``but``'s, that it has changed."""
         self._tell(nsid, self.namespaces[nsid].attached - {but})
@@ -156,6 +172,10 @@ class Subsystem:
             for nsid in list(self.controllers[cntlid].namespaces):
                 self.detach(nsid, cntlid)
             del self.controllers[cntlid]
+
+    def _reconfigure_all(self) -> None:
+        for state in self.controllers.values():
+            state.plane.configure()
 
     def _tell(self, nsid: int, cntlids: set[int]) -> None:
         for cntlid in sorted(cntlids):

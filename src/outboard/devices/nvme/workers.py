@@ -132,11 +132,11 @@ class Workers:
 
     def _deliver(self) -> None:
         """Go on with the task whose call returned first; the bell rings on for the others."""
-        try:
-            os.eventfd_read(self._bell)
-        except BlockingIOError:  # drained while the loop was about to call this
-            return
         with self._turn:
+            try:
+                os.eventfd_read(self._bell)
+            except BlockingIOError:  # drained while the loop was about to call this
+                return
             job = self._finished.popleft()
             self.outstanding -= 1
             try:

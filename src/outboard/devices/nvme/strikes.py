@@ -1,0 +1,138 @@
+"""What becomes of a command that faults have struck, from where it would be executed to where it ends.
+
+First it is held (delayed, or hung), then executed, perhaps with its storage altered, or not at all; then it
+ends as the faults say, or the controller does. Everything else a controller does with it is as always: it can
+be aborted, its queue can be deleted, and a reset forgets it.
+"""
+
+from collections.abc import Generator
+from typing import TYPE_CHECKING
+
+from outboard.devices.nvme.altered import Altered, through, view
+from outboard.devices.nvme.command import Command
+from outboard.devices.nvme.injection import Strike
+from outboard.devices.nvme.queues import SubmissionQueue
+from outboard.devices.nvme.state import Cancellable, Outstanding
+from outboard.devices.nvme.status import CommandFailed, Status, status_field
+from outboard.devices.nvme.work import Work
+
+if TYPE_CHECKING:
+    from outboard.devices.nvme.controller import Controller
+
+_CODE = 0x7FF
+"""SCT and SC of a status field."""
+
+
+class Held:
+    """A command that waits for its time, or for nothing: `go_on` ends the wait, `cancel` the command."""
+
+    def __init__(self, struck: "Struck") -> None:
+        self._struck = struck
+        self.timer: Cancellable | None = None
+
+    def cancel(self) -> None:
+        """Let nothing come of it."""
+        if self.timer is not None:
+            self.timer.cancel()
+
+    def go_on(self) -> None:
+        """Do now what it waits for, if it does."""
+        if self.timer is not None:
+            self._let_go()
+            self._struck.execute()
+            self._struck.controller.progressed()
+
+    def abort(self) -> None:
+        """End it as aborted: the host asks for that."""
+        self._let_go()
+        self._struck.controller.complete(
+            self._struck.sq, self._struck.command.cid, status_field(Status.ABORT_REQUESTED), 0
+        )
+
+    def _let_go(self) -> None:
+        self.cancel()
+        self._struck.controller.state.outstanding.pop(self, None)
+
+
+class Struck:
+    """``command`` of ``sq``, which has its place in the completion queue, and was struck by ``strike``."""
+
+    def __init__(
+        self, controller: "Controller", sq: SubmissionQueue, command: Command, strike: Strike
+    ) -> None:
+        self.controller = controller
+        self.sq = sq
+        self.command = command
+        self._strike = strike
+        self._altered: list[Altered] = []
+
+    def begin(self) -> None:
+        """Do what comes first."""
+        if self._strike.hang == "reset":
+            self.controller.forget(self.sq)
+        elif self._strike.hang or self._strike.delay > 0:
+            self._hold()
+        else:
+            self.execute()
+
+    def execute(self) -> None:
+        """Have it executed, as far as the faults let it be."""
+        self.controller.carry_out(self.sq, self.command, self._handle, self._end)
+
+    def _hold(self) -> None:
+        state = self.controller.state
+        held = Held(self)
+        if not self._strike.hang:
+            assert state.hardware is not None
+            held.timer = state.hardware.after(self._strike.delay, held.go_on)
+        state.outstanding[held] = Outstanding(self.sq, self.command, held, held)
+
+    def _handle(self) -> int | Work | None:
+        faults = self._strike.faults
+        torn = any(fault.torn is not None or fault.torn_bytes is not None for fault in faults)
+        if not torn and any(fault.ends_controller for fault in faults):
+            return 0
+        if not torn and self._strike.field is not None:
+            return self._failing()
+        if not any(fault.alters for fault in faults):
+            return self.controller.handle(self.sq, self.command)
+        seen, self._altered = view(self.controller.state, self.command, self._strike)
+        outcome = self.controller.handle(self.sq, self.command, seen)
+        return self._altering(outcome) if isinstance(outcome, Generator) else outcome
+
+    def _altering(self, work: Work) -> Work:
+        result = yield from through(work, self._altered)
+        return result if self._strike.field is None else self._failing()
+
+    def _failing(self) -> int:
+        """End with the status that was asked for; one that says success is not in the error log."""
+        field = self._strike.field
+        assert field is not None
+        if field & _CODE:
+            raise CommandFailed(Status.INTERNAL_ERROR, "a fault was injected", field=field)
+        return 0
+
+    def _end(self, sq: SubmissionQueue, cid: int, field: int, result: int) -> None:
+        """Complete it, or do not."""
+        faults = self._strike.faults
+        if ending := next((fault for fault in faults if fault.ends_controller), None):
+            hardware = self.controller.state.hardware
+            assert hardware is not None
+            self.controller.forget(sq)
+            for altered in self._altered:
+                altered.settle()
+            if ending.fatal:
+                hardware.fail()
+            elif ending.removal:
+                hardware.vanish()
+            else:
+                self.controller.state.subsystem.power_cut(self._strike.seed)
+            return
+        if not field and self._strike.field is not None:
+            field = self._strike.field
+        if any(fault.lost_completion for fault in faults):
+            self.controller.forget(sq)
+        elif any(fault.lost_interrupt for fault in faults):
+            self.controller.complete_unheard(sq, cid, field, result)
+        else:
+            self.controller.complete(sq, cid, field, result)
