@@ -63,7 +63,7 @@ format: $(READY)  ## bring the sources into the house's format
 
 lock: $(READY)  ## compute the locked environment anew from pyproject.toml
 	@test -n "$(UV)" || test -x $(BIN)/uv || $(PYTHON) -m pip --python $(BIN)/python install --quiet uv
-	$(or $(UV),$(BIN)/uv) pip compile pyproject.toml --extra cli --extra fast --group dev --universal --python-version 3.11 \
+	$(or $(UV),$(BIN)/uv) pip compile pyproject.toml --extra cli --extra fast --extra metrics --extra top --group dev --universal --python-version 3.11 \
 		--generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate --no-header --upgrade --quiet -o $(LOCK)
 
 clean:  ## remove everything that was made

@@ -19,6 +19,7 @@ extensions = [
     "sphinx.ext.viewcode",
     "capture",
     "commands",
+    "declared_tables",
     "layout_table",
     "points_table",
     "profiles_table",

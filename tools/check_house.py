@@ -18,7 +18,8 @@ MOST_LINES = 500
 """A reader keeps a file of this length in mind; a longer one holds two ideas."""
 
 OUTER_ROOMS = {
-    "cli": {"cyclopts", "rich"},
+    "cli": {"cyclopts", "rich", "textual"},
+    "operation": {"prometheus_client"},
     "pytest_plugin": {"pytest"},
     "native": {"numba", "numpy", "llvmlite"},
 }

@@ -13,6 +13,7 @@ The package, from the bottom up::
     conformance            judges any server and any client, on the wire
     trace                  captures and what they say, a proxy that makes them, replay, timeline
     testing                TestClient, faults, guest virtual machines
+    operation              NVMe subsystems as a service: a file, a control socket, metrics
     cli                    the `outboard` command
 """
 

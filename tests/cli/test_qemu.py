@@ -10,7 +10,7 @@ from outboard.testing.guest import find_kernel, find_qemu
 from tests.cli.conftest import EDU, Outboard, Serving
 
 BOOT = ["-nographic", "-nodefaults", "-serial", "stdio", "-no-reboot"]
-APPEND = "console=ttyS0 panic=-1 mitigations=off cryptomgr.notests"
+APPEND = "console=ttyS0 panic=-1 mitigations=off cryptomgr.notests no_timer_check"
 """A kernel without a root file system panics when all drivers have run, and with this the machine ends."""
 
 

@@ -92,6 +92,10 @@ def test_neither_socket_nor_descriptor_is_refused(outboard: Outboard) -> None:
         ("ram:many", "'many' is not a size"),
         ("ram:1M,block_size=1000", "block size of 1000"),
         ("nbdx:disk", "no storage of kind 'nbdx'"),
+        ("ram:1M,zoned=perhaps", "zoned is 'perhaps'"),
+        ("ram:1M,zone_size=64K,max_open=2", "zone_size, max_open: that is said of zones"),
+        ("ram:1M,zoned=on,zone_size=64K,max_open=some", "max_open is 'some'"),
+        ("ram:1M,zoned=on", "make the storage larger"),
     ],
 )
 def test_a_back_end_that_cannot_be_is_refused(outboard: Outboard, backend: str, sentence: str) -> None:

@@ -72,7 +72,7 @@ def test_an_option_that_is_there_twice_belongs_to_the_path(
         ("no/dir/disk.img,size=1M", "create it first"),
         (".", "cannot open"),
         ("/dev/null", "neither a file nor a block device"),
-        ("floppy:disk", "use ram:SIZE, null:SIZE or a path"),
+        ("floppy:disk", "use ram:SIZE, null:SIZE, volatile:SPEC or a path"),
         ("ram:", "write a number"),
         ("ram:lots", "write a number"),
         ("", "names no file"),

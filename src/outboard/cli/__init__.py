@@ -6,7 +6,9 @@ from collections.abc import Sequence
 COMMANDS = {
     "demo": "Boot a Linux guest on a disk that outboard serves, and let it prove the disk.",
     "serve": "Serve any device.",
-    "nvme": "Serve an NVMe controller.",
+    "nvme": "Serve NVMe controllers.",
+    "ctl": "Ask and change what `outboard nvme` serves, while it serves.",
+    "top": "Watch what `outboard nvme` serves at work.",
     "qemu": "Run QEMU with devices of outboard in it.",
     "bench": "Measure any NVMe controller behind a vfio-user socket.",
     "proxy": "Stand between a VMM and any server: record, decode, break on purpose.",

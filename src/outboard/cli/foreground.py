@@ -2,6 +2,7 @@
 
 import resource
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -39,7 +40,7 @@ def serve_in_foreground(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.stop())
     with server:
-        announce(title, socket, bootable)
+        announce(title, [socket], bootable)
         server.serve_forever()
 
 
@@ -49,21 +50,25 @@ def allow_descriptors() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def announce(title: str, socket: Path | None, bootable: bool) -> None:
-    """Say what is served, and what to paste behind QEMU's command."""
+def announce(title: str, places: Sequence[Path | None], bootable: bool) -> None:
+    """Say what is served, and what to paste behind QEMU's command; a place that is None is a descriptor."""
     console = Console(highlight=False, soft_wrap=True)
-    if socket is None:
-        console.print(f"[bold]{title}[/] on an inherited descriptor; Ctrl-C ends it")
+    sockets = [place for place in places if place is not None]
+    where = [str(place or "an inherited descriptor") for place in places]
+    console.print(f"[bold]{title}[/] on {', '.join(where)}; Ctrl-C ends it")
+    if not sockets:
         return
-    console.print(f"[bold]{title}[/] on {socket}; Ctrl-C ends it")
     console.print("[dim]QEMU 10.1 or newer attaches it with (2G: the size of the guest's memory)[/]")
     lines = [
         ["-machine", "q35,memory-backend=mem", "-m", "2G"],
         ["-object", "memory-backend-memfd,id=mem,size=2G,share=on"],
-        ["-device", "pcie-root-port,id=rp0"],
-        [
-            "-device",
-            device_argument(Attach(socket.resolve(), bootindex=1 if bootable else None), "dev0", "rp0"),
-        ],
     ]
+    for number, socket in enumerate(sockets):
+        # Root ports are told apart by their chassis, of which the first may go unsaid.
+        chassis = f",chassis={number}" if number else ""
+        attached = Attach(socket.resolve(), bootindex=number + 1 if bootable else None)
+        lines += [
+            ["-device", f"pcie-root-port,id=rp{number}{chassis}"],
+            ["-device", device_argument(attached, f"dev{number}", f"rp{number}")],
+        ]
     console.print(" \\\n".join("  " + shell(line) for line in lines), markup=False)

@@ -1,38 +1,45 @@
-"""``outboard nvme``: an NVMe controller with any number of namespaces."""
+"""``outboard nvme``: NVMe subsystems, as flags or a file describe them."""
 
+import signal
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from cyclopts import Parameter
+from cyclopts import Group, Parameter
 
 from outboard.cli.access import ANYONE, Access
 from outboard.cli.data_plane import prepare_data_plane
-from outboard.cli.foreground import serve_in_foreground
-from outboard.cli.namespaces import controller, serial_of
-from outboard.devices.nvme import Doorbells, Tuning
+from outboard.cli.foreground import allow_descriptors, announce
+from outboard.cli.log import log_to_stderr
 from outboard.devices.nvme.datapath.loop import serve
-from outboard.native.jit import available
+from outboard.errors import SetupError
+from outboard.operation import Configuration, Running, read_configuration
+from outboard.operation.configuration import ControlOptions, MetricsOptions, SubsystemOptions
+from outboard.operation.declared import Misfit, build
+from outboard.operation.options import ControllerOptions, NamespaceOptions, ServedController
 from outboard.server.profiles import ProfileName
+
+Controller = Annotated[ControllerOptions, Parameter(name="*", group=Group("The controller"))]
+USUAL = ControllerOptions()
 
 
 def nvme(
     *,
-    namespace: list[str],
+    namespace: list[str] | None = None,
     socket: Annotated[Path | None, Parameter(alias="--socket-path")] = None,
     fd: int | None = None,
     serial: str | None = None,
-    vectors: int | None = None,
-    doorbells: Doorbells = "auto",
-    pollers: int | None = None,
-    spin: int = Tuning.spin,
-    nap: int = Tuning.longest_poll,
+    config: Path | None = None,
+    control: Path | None = None,
+    metrics: str | None = None,
     profile: ProfileName = "auto",
+    controller: Controller = USUAL,
     access: Access = ANYONE,
 ) -> None:
-    """Serve an NVMe controller.
+    """Serve NVMe controllers.
 
     It stays in the foreground until Ctrl-C or SIGTERM; what QEMU has to be told is printed at
-    the start. What a guest flushed into a file is on the host's disk.
+    the start. What a guest flushed into a file is on the host's disk. One controller is described
+    by flags; a file describes several, and subsystems, with the same names.
 
     **Examples**
 
@@ -40,13 +47,15 @@ def nvme(
     outboard nvme --socket /tmp/disk.sock --namespace ram:256M
     outboard nvme --socket /tmp/disk.sock --namespace disk.img --namespace null:1T,block_size=4096
     outboard nvme --socket /tmp/disk.sock --namespace new.img,size=8G --serial LAB-7
+    outboard nvme --config disks.toml --control /tmp/control.sock --metrics 127.0.0.1:9100
     ```
 
     Parameters
     ----------
     namespace
         BACKEND[,block_size=4096]: ram:SIZE, null:SIZE, a file or block device, or FILE,size=SIZE
-        for a file to be created. Each use adds one namespace.
+        for a file to be created, volatile:BACKEND for one with a write cache that a power cut loses; then
+        whatever a namespace has in the file. Each use adds one namespace.
     socket
         The UNIX socket to listen on.
     fd
@@ -54,32 +63,82 @@ def nvme(
     serial
         The controller's serial number, at most 20 characters of ASCII; two in one machine need different
         ones. Without it the number follows from the socket's path.
-    vectors
-        How many MSI-X vectors the controller has: the most a guest can spread its queues over. With 0
-        it has MSI and INTx: QEMU up to 11.1 ends itself when a vfio-user device with MSI-X is unplugged.
-    doorbells
-        How the guest tells of new commands. shadow: in its own memory, silently while a poller looks, with
-        a message only when that sleeps (needs a driver that can, as Linux's). mmap: in a page that the
-        client maps and a poller looks at all the time. trapped: by messages only. auto: mmap for a client
-        that knows no other way, as SPDK's driver; else shadow.
-    pollers
-        Threads that serve the queues, spread over them. 0: the thread that serves the socket does it.
-        Without the option one, or none where Numba is not installed.
-    spin
-        Microseconds a poller looks for more before it naps, at most; it spins less when that is in vain.
-    nap
-        Microseconds between looks at mapped doorbells after a while without commands, at most.
+    config
+        A TOML file that describes subsystems, their namespaces and controllers, instead of flags.
+    control
+        Listen for `outboard ctl` and `outboard top` on this UNIX socket; only its owner may connect.
+    metrics
+        HOST:PORT: tell Prometheus by HTTP what was counted.
     profile
         What clients are taken for. auto: what their first message says.
+    controller
+        The controller.
     access
         Who may connect.
     """
-    if serial is None and socket is not None:
-        serial = serial_of(socket)
-    count = int(available()) if pollers is None else pollers
-    if count:
+    if config is None:
+        source = ""
+        place = {"socket": None if socket is None else str(socket), "fd": fd, "profile": profile}
+        described = of_flags(namespace, serial, vars(controller) | vars(access) | place)
+    elif (namespace, socket, fd, serial, profile, controller, access) == (
+        *(None, None, None, None, "auto"),
+        USUAL,
+        ANYONE,
+    ):
+        source, described = str(config), read_configuration(config)
+    else:
+        raise SetupError(f"{config} describes everything but --control and --metrics: give no other flag")
+    run(with_flags(described, control, metrics), source)
+
+
+def of_flags(namespace: list[str] | None, serial: str | None, controller: dict[str, Any]) -> Configuration:
+    """One controller with these namespaces. Raises `SetupError`."""
+    if not namespace:
+        raise SetupError("there is nothing to serve: give --namespace BACKEND, or --config FILE")
+    try:
+        served = build(ServedController, controller)
+    except Misfit as error:
+        raise SetupError(str(error)) from error
+    if (served.socket is None) == (served.fd is None):
+        raise SetupError("a device needs a place to listen on: give one of --socket PATH and --fd N")
+    subsystem = SubsystemOptions(
+        serial=serial,
+        namespace=tuple(map(NamespaceOptions.of_text, namespace)),
+        controller=(served,),
+        most_namespaces=max(SubsystemOptions.most_namespaces, len(namespace)),
+    )
+    return Configuration(subsystem={"main": subsystem})
+
+
+def with_flags(described: Configuration, control: Path | None, metrics: str | None) -> Configuration:
+    """The same, with what the flags say of operation instead of what the file does."""
+    return Configuration(
+        subsystem=described.subsystem,
+        control=described.control if control is None else ControlOptions(socket=str(control)),
+        metrics=described.metrics if metrics is None else MetricsOptions(listen=metrics),
+    )
+
+
+def run(described: Configuration, source: str) -> None:
+    """Serve until a signal ends it; ``source`` is the file's name."""
+    controllers = [each for subsystem in described.subsystem.values() for each in subsystem.controller]
+    if any(each.tuning.pollers for each in controllers):
         prepare_data_plane(serve)
-    tuning = Tuning(pollers=count, spin=spin, longest_poll=nap)
-    device = controller(namespace, serial=serial, vectors=vectors, doorbells=doorbells, tuning=tuning)
-    title = f"serving an NVMe controller ({', '.join(namespace)})"
-    serve_in_foreground(device, socket, fd, access=access, title=title, bootable=True, profile=profile)
+    log_to_stderr()
+    allow_descriptors()
+    with Running(described, source) as running:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: running.service.stop())
+        for name, subsystem in described.subsystem.items():
+            backends = ", ".join(each.backend for each in subsystem.namespace) or "no namespace"
+            title = f"serving an NVMe controller ({backends})"
+            if source:
+                title = f"serving {name}: NVMe ({backends})"
+            places = [None if each.socket is None else Path(each.socket) for each in subsystem.controller]
+            announce(title, places, bootable=True)
+        if described.control is not None:
+            print(f"outboard ctl --socket {described.control.socket}", flush=True)
+        if running.metrics_port:
+            print(f"metrics on port {running.metrics_port}", flush=True)
+        running.start()
+        running.service.wait()

@@ -15,7 +15,7 @@ NUMBERS_IN_BYTES = ("ieee",)
 UUIDS = ("fguid",)
 HEXADECIMAL = set(
     "vid ssvid cntlid ver rtd3r rtd3e oaes ctratt rrls oacs frmw lpa avscc apsta hctma sanicap anacap "
-    "sqes cqes oncs fuses fna vwc icsvscc nwpc sgls "
+    "sqes cqes ocfs oncs fuses fna vwc icsvscc nwpc sgls "
     "nsze ncap nuse nsfeat flbas mc dpc dps nmic rescap fpi".split()
 )
 FORMATS, FORMAT_TABLE = 16, 128

@@ -8,12 +8,13 @@
 `NullStorage`           nothing
 `VolatileStorage`       a filter: a write cache, whose unflushed content a power cut loses
 `fast_of`               what compiled code can do by itself: `Nothing`, `Memory`, `Descriptor`, or None
+`layers`                a storage and what is below it
 `persist`               make a range durable, as Force Unit Access asks for
 `parse_size`            ``256M`` -> 268435456; `format_size` back
 ======================  ==================================================================
 """
 
-from outboard.storage.base import Data, Storage, persist
+from outboard.storage.base import Data, Storage, layers, persist
 from outboard.storage.direct import DirectStorage
 from outboard.storage.fast import Descriptor, Fast, Memory, Nothing, fast_of
 from outboard.storage.file import FileStorage
@@ -39,6 +40,7 @@ __all__ = [
     "VolatileStorage",
     "fast_of",
     "format_size",
+    "layers",
     "open_file",
     "open_storage",
     "parse_size",

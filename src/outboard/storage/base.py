@@ -1,5 +1,6 @@
 """What a disk is to a controller: a run of bytes that can be read, written, flushed and discarded."""
 
+from collections.abc import Iterator
 from typing import Protocol
 
 from outboard.errors import StorageError
@@ -51,6 +52,14 @@ def check_range(storage: Storage, offset: int, size: int) -> None:
         raise StorageError(
             f"bytes {offset:#x}..{offset + size:#x} are outside a storage of {storage.size:#x} bytes"
         )
+
+
+def layers(storage: Storage) -> Iterator[Storage]:
+    """``storage``, and what is below it where it is a filter: what its ``below`` says, down to the medium."""
+    each: Storage | None = storage
+    while each is not None:
+        yield each
+        each = getattr(each, "below", None)
 
 
 def persist(storage: Storage, offset: int, size: int) -> None:

@@ -2,6 +2,7 @@
 
 from outboard.storage.base import Data, check_range
 from outboard.storage.fast import Nothing
+from outboard.storage.sizes import format_size
 
 
 class NullStorage:
@@ -12,6 +13,7 @@ class NullStorage:
 
     def __init__(self, size: int) -> None:
         self.size = size
+        self.name = f"null:{format_size(size)}"
 
     def read(self, offset: int, size: int) -> bytes:
         """Return zeros."""

@@ -29,7 +29,7 @@ def make_bench(lane: str) -> Iterator[MakeBench]:
     benches: list[Bench] = []
 
     def make(*namespaces: Namespace | Storage, **options: object) -> Bench:
-        if not namespaces:
+        if not namespaces and "subsystem" not in options:
             namespaces = (Namespace(RamStorage(8 << 20)), Namespace(RamStorage(4 << 20), 4096))
         options.setdefault("tuning", Tuning(pollers=0, native=lane == "native"))
         benches.append(Bench(Nvme(*namespaces, **options)))  # type: ignore[arg-type]

@@ -37,7 +37,7 @@ def test_every_feature_can_be_got_in_every_way(driver: Driver, fid: FeatureId, s
         (FeatureId.INTERRUPT_VECTOR_CONFIGURATION, 1 << 16, 1 << 16),
         (FeatureId.WRITE_ATOMICITY, 1, 1),
         (FeatureId.ASYNC_EVENT_CONFIGURATION, 0x11F, 0x11F),
-        (FeatureId.ASYNC_EVENT_CONFIGURATION, 0xFFFF_FFFF, 0x1FF),
+        (FeatureId.ASYNC_EVENT_CONFIGURATION, 0xFFFF_FFFF, 0x800_01FF),
         (FeatureId.KEEP_ALIVE_TIMER, 10000, 10000),
     ],
 )

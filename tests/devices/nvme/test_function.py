@@ -84,7 +84,7 @@ def test_the_largest_queue_is_the_authors_choice(make_bench: MakeBench, entries:
 
 def test_a_controller_without_namespaces_starts(make_bench: MakeBench) -> None:
     bench = make_bench(NullStorage(1 << 20))
-    bench.device.namespaces.clear()
+    bench.device.subsystem.remove(1)
     driver = bench.driver.enable()
     assert ended(driver.identify(2)) == Status.SUCCESS
     assert driver.ram.read(driver.data, 4) == bytes(4)

@@ -129,9 +129,9 @@ def test_durable_and_limited_retry_bits_are_accepted(observed: tuple[Observed, Q
 
 
 @pytest.mark.point("N02", "A02")
-@pytest.mark.parametrize("flags", [1, 2, 3, 3 << 6, 4])
+@pytest.mark.parametrize("flags", [3, 3 << 6, 4])
 @pytest.mark.parametrize("opcode", sorted(IO_COMMANDS))
-def test_fused_commands_and_reserved_flags_are_invalid(pair: QueuePair, opcode: IoOpcode, flags: int) -> None:
+def test_reserved_flags_are_invalid(pair: QueuePair, opcode: IoOpcode, flags: int) -> None:
     completion = pair.execute(Command(opcode, flags=flags, nsid=1, prp1=pair.driver.data))
     assert ended(completion) == Status.INVALID_FIELD
     assert do_not_retry(completion)
@@ -194,7 +194,7 @@ def test_a_namespace_that_is_not_there_is_invalid(pair: QueuePair, opcode: IoOpc
 
 
 @pytest.mark.point("A01")
-@pytest.mark.parametrize("opcode", [0x03, 0x04, 0x0C, 0x0D, 0x7F, 0x80, 0xFF])
+@pytest.mark.parametrize("opcode", [0x03, 0x06, 0x0B, 0x7F, 0x80, 0xFF])
 def test_an_unknown_opcode_is_invalid(pair: QueuePair, opcode: int) -> None:
     completion = pair.execute(Command(opcode, nsid=1))
     assert ended(completion) == Status.INVALID_OPCODE

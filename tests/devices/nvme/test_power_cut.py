@@ -19,7 +19,7 @@ from tests.devices.nvme.bench import Bench
 from tests.devices.nvme.conftest import MakeBench
 from tests.devices.nvme.datapath.live import LiveBench, tuning
 from tests.devices.nvme.driver import ACQ, AQA, ASQ, CC, CSTS, PAGE, READY, ended
-from tests.devices.nvme.test_faults import BLOCK, FLUSH, Stand
+from tests.devices.nvme.stand import BLOCK, FLUSH, Stand
 from tests.devices.nvme.test_moving import move
 
 SIZE = 1 << 20

@@ -296,3 +296,42 @@ def test_work_can_be_run_in_place(stand: Stand) -> None:
     with pytest.raises(CommandFailed):
         run_inline(stand.work(IoOpcode.READ, 1))
     assert stand.slow.threads == {threading.current_thread()}
+
+
+def test_a_drain_in_another_threads_turn_does_not_wait_for_what_the_loop_was_about_to_deliver() -> None:
+    """As when a namespace is removed by the thread of another controller while its storage is at work."""
+    about_to_deliver = threading.Event()
+
+    class Watched(Monitor):
+        def __enter__(self) -> None:
+            if threading.current_thread() is loops:
+                about_to_deliver.set()
+            super().__enter__()
+
+    storage, loop, turn = Slow(), Loop(), Watched()
+    working = Workers(loop, turn)
+    ended: list[object] = []
+
+    def work() -> Work:
+        yield Call(storage, storage.flush)
+        return 0
+
+    def drain() -> None:
+        with turn:
+            storage.gate.set()
+            assert about_to_deliver.wait(60)
+            working.drain()
+
+    storage.gate.clear()
+    working.start(work(), ended.append)
+    loops = threading.Thread(target=loop.run, daemon=True)
+    drains = threading.Thread(target=drain, daemon=True)
+    drains.start()
+    loops.start()
+    drains.join(30)
+    assert not drains.is_alive(), "each waits for the other"
+    assert ended == [0]
+    loop.stop()
+    loops.join()
+    working.close()
+    loop.close()

@@ -4,6 +4,7 @@
 `Nvme`                    the device: ``Nvme(open_storage("ram:256M"))``
 `Namespace`               a storage with a block size, where 512 bytes will not do
 `Subsystem`               namespaces that several controllers share
+`ZoneLayout`              what makes a namespace a zoned one; `ZoneState`: what its zones are in
 `Tuning`                  how many pollers serve it, and how they wait
 `Doorbells`               how the host tells of new commands
 `Fault`                   what goes wrong on purpose: ``disk.faults.inject(Fault(...))``
@@ -24,5 +25,17 @@ from outboard.devices.nvme.function import Doorbells, Nvme
 from outboard.devices.nvme.namespace import Namespace
 from outboard.devices.nvme.store import Store
 from outboard.devices.nvme.subsystem import Subsystem
+from outboard.devices.nvme.zone import ZoneState
+from outboard.devices.nvme.zone_layout import ZoneLayout
 
-__all__ = ["Doorbells", "Fault", "Namespace", "Nvme", "Store", "Subsystem", "Tuning"]
+__all__ = [
+    "Doorbells",
+    "Fault",
+    "Namespace",
+    "Nvme",
+    "Store",
+    "Subsystem",
+    "Tuning",
+    "ZoneLayout",
+    "ZoneState",
+]

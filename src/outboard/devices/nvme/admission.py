@@ -42,20 +42,17 @@ class Condition:
     slow: "Callable[[State, Namespace], int]"
 
 
-CONDITIONS: tuple[Condition, ...] = ()
-
-
 def admit(state: "State", command: Command, access: Access) -> None:
     """Raise `CommandFailed` if anything is in the way of an I/O command."""
     space = state.namespaces.get(command.nsid)
     if space is not None:
-        for condition in CONDITIONS:
+        for condition in state.commands.conditions:
             condition.check(state, space, command, access)
 
 
 def slow_opcodes(state: "State", space: Namespace) -> int:
     """The commands that the data plane has to leave to Python, as bits by their opcodes."""
     opcodes = state.subsystem.faults.slow(state.identity.cntlid, space.nsid)
-    for condition in CONDITIONS:
+    for condition in state.commands.conditions:
         opcodes |= condition.slow(state, space)
     return opcodes

@@ -7,6 +7,7 @@ metadata lie apart in a storage, in whatever order a command reaches for them.
 from collections.abc import Callable
 from copy import copy
 from random import Random
+from typing import Any
 
 from outboard.devices.nvme.command import Command
 from outboard.devices.nvme.faults import blocks_of
@@ -48,6 +49,10 @@ class Altered:
         self._reseals = any(fault.flip and fault.guard == "valid" for fault in faults)
         self._wrong: dict[int, int] = {}
         self._stored: list[tuple[int, int]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        """What else the storage can."""
+        return getattr(self.below, name)
 
     def read(self, offset: int, size: int) -> bytes:
         """As `readinto`."""

@@ -4,10 +4,11 @@
 log say of commands follows from them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from outboard.devices.nvme.admission import Access
+from outboard.devices.nvme.admission import Access, Condition
+from outboard.devices.nvme.spec import Csi
 from outboard.devices.nvme.state import Handler
 
 CHANGES_BLOCKS, CHANGES_NAMESPACE, CHANGES_INVENTORY, CHANGES_CONTROLLER = 1 << 1, 1 << 2, 1 << 3, 1 << 4
@@ -28,16 +29,18 @@ class AdminCommand:
 
 @dataclass(frozen=True, slots=True)
 class IoCommand:
-    """An I/O command and what it does with blocks."""
+    """An I/O command and what it does with blocks; ``csi``: the only command set that has it, or None."""
 
     handler: Handler
     access: Access = Access.NONE
     effects: int = 0
+    csi: Csi | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Commands:
-    """What a controller executes, by opcode."""
+    """What a controller executes, by opcode, and what may be in the way of I/O commands."""
 
     admin: Mapping[int, AdminCommand]
     io: Mapping[int, IoCommand]
+    conditions: Sequence[Condition] = ()

@@ -14,11 +14,14 @@ import logging
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, nullcontext
 from enum import Enum
+from functools import partial
 
+from outboard.devices.nvme import fused
 from outboard.devices.nvme.admission import admit
 from outboard.devices.nvme.command import Command
 from outboard.devices.nvme.datapath.loop import MORE
 from outboard.devices.nvme.events import INVALID_DOORBELL_REGISTER, INVALID_DOORBELL_VALUE
+from outboard.devices.nvme.fused import FUSE, Pair, check_first, compare_and_write
 from outboard.devices.nvme.queues import CompletionQueue, SubmissionQueue
 from outboard.devices.nvme.state import Outstanding, State
 from outboard.devices.nvme.status import CommandFailed, Status, status_field
@@ -39,8 +42,17 @@ OUTSTANDING = 256
 """Commands that may wait for storage at once; the others wait in their queues."""
 
 
+PAIRING = 0.001
+"""Seconds until it is looked again whether the second of a fused pair has come."""
+
+SLOW = 1 << 16
+"""More commands than can wait for Python."""
+
+Ending = Callable[[SubmissionQueue, tuple[Command, ...], int | Exception], None]
+"""Completes commands that have ended: gets dword 0, or what was raised."""
+
 Complete = Callable[[SubmissionQueue, int, int, int], None]
-"""Ends a command: its queue, its identifier, its status field, dwords 0 and 1 of its completion."""
+"""Posts a completion: of which queue, its identifier, its status field, its dwords 0 and 1."""
 
 
 class Progress(Enum):
@@ -70,7 +82,7 @@ class Controller:
         self._processing = False
         self._last_served = 0
         self._out_of_reach: list[SubmissionQueue | CompletionQueue] = []
-        self._event_requests: dict[int, Complete] = {}
+        self.event_requests: dict[int, Complete] = {}
         self._workers: Workers | None = None
         self.deferred = 0.0
         """In how many seconds `process` has to run again although nothing happens; 0: not at all."""
@@ -100,7 +112,7 @@ class Controller:
         with self.state.plane.paused():
             self.state.plane.frozen = False
             self.state.reset()
-        self._event_requests.clear()
+        self.event_requests.clear()
 
     def freeze(self) -> None:
         """Come to rest: I/O that waits for storage will be begun anew, as what was taken and not begun yet.
@@ -112,8 +124,15 @@ class Controller:
         with state.plane.paused():
             state.plane.frozen = True
             state.plane.place()
+        # The first of a fused pair goes before what may be its second.
+        taken = [(state.submission[qid], first.encode()) for qid, first in state.fused.items()]
+        state.fused.clear()
+        for sq, entry in [*taken, *state.plane.slow_commands(SLOW)]:
+            state.plane.keep_slow(sq, entry)
         for key, waiting in list(state.outstanding.items()):
-            if waiting.sq.id and state.plane.keep_slow(waiting.sq, waiting.command.encode()):
+            if waiting.sq.id and all(
+                state.plane.keep_slow(waiting.sq, command.encode()) for command in waiting.commands
+            ):
                 waiting.task.cancel()
                 del state.outstanding[key]
             elif waiting.held is not None:
@@ -239,6 +258,8 @@ class Controller:
         if plane.inline and plane.returning:
             left = plane.run()
         self.deferred = max(left, 0) / SECOND
+        if self.state.fused and self._end_lonely_firsts():
+            self.deferred = min(self.deferred or PAIRING, PAIRING)
         return left == MORE or (plane.inline and plane.returning)
 
     def _look_at_doorbells(self) -> None:
@@ -287,38 +308,67 @@ class Controller:
         return len(entries)
 
     def _execute(self, sq: SubmissionQueue, command: Command) -> None:
-        """Begin one command, whose completion has its place, unless a fault has other plans."""
-        state, faults = self.state, self.state.subsystem.faults
-        strike = None
+        """Begin one command, whose completion has its place; complete it, unless it waits for something."""
+        if sq.id and (command.flags & FUSE in (fused.FIRST, fused.SECOND) or sq.id in self.state.fused):
+            self._fuse(sq, command)
+            return
+        self._execute_alone(sq, command)
+
+    def _execute_alone(self, sq: SubmissionQueue, command: Command) -> None:
+        """Begin a command that is none of a pair, unless a fault has other plans."""
+        faults, strike = self.state.subsystem.faults, None
         if faults.armed and command.cid not in sq.aborted:
-            strike = faults.strike(state.identity.cntlid, sq.id, command)
+            strike = faults.strike(self.state.identity.cntlid, sq.id, command)
         if strike is None:
-            self.carry_out(sq, command, lambda: self.handle(sq, command), self.complete)
+            self.carry_out(sq, command, lambda: self.handle(sq, command), self._ended)
         else:
             Struck(self, sq, command, strike).begin()
 
     def carry_out(
-        self,
-        sq: SubmissionQueue,
-        command: Command,
-        handle: Callable[[], int | Work | None],
-        complete: Complete,
+        self, sq: SubmissionQueue, command: Command, handle: Callable[[], int | Work | None], end: Ending
     ) -> None:
-        """Begin one command by ``handle``, and ``complete`` it, at once or when it need not wait any more."""
-        outcome: int | Work | None = 0
-        field = 0
+        """Begin one command by ``handle``, and ``end`` it, at once or when it need not wait any more."""
         try:
             outcome = handle()
         except Exception as error:
-            field = self._fail(sq, command, error)
+            end(sq, (command,), error)
+            return
         if outcome is None:
             sq.cq.pending -= 1
-            if complete != self.complete:
-                self._event_requests[command.cid] = complete
         elif isinstance(outcome, Generator):
-            self._begin(sq, command, outcome, complete)
+            self._begin(sq, (command,), outcome, end)
         else:
-            complete(sq, command.cid, field, outcome)
+            end(sq, (command,), outcome)
+
+    def _fuse(self, sq: SubmissionQueue, command: Command) -> None:
+        """Take a command that is one of a fused pair, or comes where the second of one should."""
+        first, fuse = self.state.fused.pop(sq.id, None), command.flags & FUSE
+        if first is not None and fuse == fused.SECOND:
+            pair = Pair(first, command)
+            ended = partial(self._ended_pair, pair)
+            self._begin(sq, (first, command), compare_and_write(self.state, pair), ended)
+            return
+        if first is not None:
+            self._end(sq, first, CommandFailed(Status.ABORTED_MISSING_FUSED, "its second did not follow"))
+        if fuse == fused.SECOND:
+            self._end(sq, command, CommandFailed(Status.ABORTED_MISSING_FUSED, "no first went before it"))
+        elif fuse == fused.FIRST:
+            try:
+                check_first(command)
+                self.state.fused[sq.id] = command
+            except CommandFailed as failure:
+                self._end(sq, command, failure)
+        else:
+            self._execute_alone(sq, command)
+
+    def _end_lonely_firsts(self) -> bool:
+        """End first commands of pairs behind which nothing is in their queue; whether one waits on."""
+        for qid, first in list(self.state.fused.items()):
+            sq = self.state.submission[qid]
+            if not sq.waiting and not self.state.plane.slow:
+                del self.state.fused[qid]
+                self._end(sq, first, CommandFailed(Status.ABORTED_MISSING_FUSED, "its second did not follow"))
+        return bool(self.state.fused)
 
     def handle(self, sq: SubmissionQueue, command: Command, state: State | None = None) -> int | Work | None:
         """Execute one command; ``state``: as somebody else sees this controller."""
@@ -349,13 +399,15 @@ class Controller:
         with state.plane.paused() if admin.pausing else nullcontext():
             return admin.handler(state, command)
 
-    def _begin(self, sq: SubmissionQueue, command: Command, work: Work, complete: Complete) -> None:
-        """Run a command that may wait for storage: here as far as it goes, the rest when storage answers."""
+    def _begin(self, sq: SubmissionQueue, commands: tuple[Command, ...], work: Work, end: Ending) -> None:
+        """Run what may wait for storage: here as far as it goes, the rest when storage answers."""
         if self._workers is None:
+            outcome: int | Exception
             try:
-                complete(sq, command.cid, 0, run_inline(work))
+                outcome = run_inline(work)
             except Exception as error:
-                complete(sq, command.cid, self._fail(sq, command, error), 0)
+                outcome = error
+            end(sq, commands, outcome)
             return
         key = object()
         over = False
@@ -365,16 +417,38 @@ class Controller:
             over = True
             if isinstance(outcome, Abandoned):
                 return
-            if isinstance(outcome, Exception):
-                complete(sq, command.cid, self._fail(sq, command, outcome), 0)
-            else:
-                complete(sq, command.cid, 0, outcome)
+            end(sq, commands, outcome)
             if self.state.outstanding.pop(key, None):
                 self.progressed()
 
         task = self._workers.start(work, ended)
         if not over:
-            self.state.outstanding[key] = Outstanding(sq, command, task)
+            self.state.outstanding[key] = Outstanding(sq, commands, task)
+
+    def _ended(self, sq: SubmissionQueue, commands: tuple[Command, ...], outcome: int | Exception) -> None:
+        (command,) = commands
+        self.complete(sq, command.cid, *self.judge(sq, command, outcome))
+
+    def _ended_pair(
+        self, pair: Pair, sq: SubmissionQueue, commands: tuple[Command, ...], outcome: int | Exception
+    ) -> None:
+        for number, command in enumerate(commands):
+            failure = outcome if isinstance(outcome, Exception) else pair.failures.get(number)
+            if failure is not None:
+                self._end(sq, command, failure)
+            else:
+                self.complete(sq, command.cid, 0, 0)
+
+    def _end(self, sq: SubmissionQueue, command: Command, error: Exception) -> None:
+        """Complete a command that has failed."""
+        self.complete(sq, command.cid, *self.judge(sq, command, error))
+
+    def judge(self, sq: SubmissionQueue, command: Command, outcome: int | Exception) -> tuple[int, int]:
+        """The status field of a command that has ended, and dwords 0 and 1; a failure is logged."""
+        if not isinstance(outcome, Exception):
+            return 0, outcome
+        result = outcome.result if isinstance(outcome, CommandFailed) else 0
+        return self._fail(sq, command, outcome), result
 
     def complete(self, sq: SubmissionQueue, cid: int, field: int, result: int) -> None:
         """Post the completion of a command that was counted as pending; by whoever posts there."""
@@ -405,7 +479,7 @@ class Controller:
             log.error("opcode %#x of queue %d failed", command.opcode, sq.id, exc_info=error)
             error = CommandFailed(Status.INTERNAL_ERROR, repr(error))
         field = error.field if error.field is not None else status_field(error.status, more=True)
-        lba = command.slba if sq.id else 0
+        lba = error.lba if error.lba is not None else command.slba if sq.id else 0
         self.state.errors.add(sq.id, command, field, error, lba)
         log.debug("queue %d, command %#x: %s", sq.id, command.cid, error)
         return field
@@ -420,7 +494,7 @@ class Controller:
             while sq.cq.room > 0 and (ending := state.events.next_ending()):
                 cid, status, result = ending
                 sq.cq.pending += 1
-                self._event_requests.pop(cid, self.complete)(sq, cid, status_field(status), result)
+                self.event_requests.pop(cid, self.complete)(sq, cid, status_field(status), result)
 
     def _signal(self) -> None:
         for cq in self.state.completion.values():

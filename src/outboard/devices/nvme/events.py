@@ -14,16 +14,20 @@ from outboard.devices.nvme.status import CommandFailed, Status
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something to tell the host; ``log`` is the page that says more and, once read, clears it."""
+    """Something to tell the host; ``log`` is the page that says more and, once read, clears it.
+
+    ``detail`` is the specific parameter of an event that has one.
+    """
 
     type: EventType
     info: int
     log: LogId
+    detail: int = 0
 
     @property
     def result(self) -> int:
-        """Dword 0 of the completion that tells it."""
-        return self.type | self.info << 8 | self.log << 16
+        """Dwords 0 and 1 of the completion that tells it."""
+        return self.type | self.info << 8 | self.log << 16 | self.detail << 32
 
 
 INVALID_DOORBELL_REGISTER = Event(
@@ -31,6 +35,8 @@ INVALID_DOORBELL_REGISTER = Event(
 )
 INVALID_DOORBELL_VALUE = Event(EventType.ERROR, ErrorEvent.INVALID_DOORBELL_VALUE, LogId.ERROR_INFORMATION)
 NAMESPACE_CHANGED = Event(EventType.NOTICE, NoticeEvent.NAMESPACE_ATTRIBUTE_CHANGED, LogId.CHANGED_NAMESPACES)
+ZONE_CHANGED = Event(EventType.NOTICE, NoticeEvent.ZONE_DESCRIPTOR_CHANGED, LogId.CHANGED_ZONES)
+"""Of the namespace that is its detail."""
 
 Ending = tuple[int, Status, int]
 """A command of the admin queue that ends now: ``(cid, status, result)``."""
@@ -68,7 +74,7 @@ class Events:
 
     def log_was_read(self, log: LogId) -> None:
         """The host read a log page, and did not ask to retain its event: it may be told the next one."""
-        for event in (INVALID_DOORBELL_VALUE, NAMESPACE_CHANGED):
+        for event in (INVALID_DOORBELL_VALUE, NAMESPACE_CHANGED, ZONE_CHANGED):
             if event.log == log:
                 self.masked.discard(event.type)
 

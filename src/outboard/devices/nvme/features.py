@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from outboard.devices.nvme.state import State
 
 BEHAVIOR_SIZE = 512
+_COPY_FORMATS = 0b1100
 COMPOSITE, ALL_SENSORS = 0x0, 0xF
 _CHANGEABLE, _NAMESPACE_SPECIFIC = 1 << 2, 1 << 1
 
@@ -35,11 +36,11 @@ class Plain:
 PLAIN: dict[int, Plain] = {
     FeatureId.ARBITRATION: Plain(default=4, mask=0xFFFF_FF07),
     FeatureId.POWER_MANAGEMENT: Plain(default=0, mask=0xE0),
-    FeatureId.ERROR_RECOVERY: Plain(default=0, mask=0xFFFF),
+    FeatureId.ERROR_RECOVERY: Plain(default=0, mask=0x1_FFFF),
     FeatureId.VOLATILE_WRITE_CACHE: Plain(default=1, mask=1),
     FeatureId.INTERRUPT_COALESCING: Plain(default=0, mask=0xFFFF),
     FeatureId.WRITE_ATOMICITY: Plain(default=0, mask=1),
-    FeatureId.ASYNC_EVENT_CONFIGURATION: Plain(default=0, mask=0x1FF),
+    FeatureId.ASYNC_EVENT_CONFIGURATION: Plain(default=0, mask=1 << 27 | 0x1FF),
     FeatureId.KEEP_ALIVE_TIMER: Plain(default=0, mask=0xFFFF_FFFF),
 }
 
@@ -96,7 +97,7 @@ class Features:
         over, under = saved["thresholds"]
         self.thresholds = [int(over) & 0xFFFF, int(under) & 0xFFFF]
         self.uncoalesced = {int(vector): True for vector in saved["uncoalesced"]}
-        self.behavior = bytes.fromhex(saved["behavior"])[:1].ljust(BEHAVIOR_SIZE, b"\0")
+        self.behavior = bytes.fromhex(saved["behavior"])[:5].ljust(BEHAVIOR_SIZE, b"\0")
         if saved["timestamp"] is not None:
             self.timestamp = bytes.fromhex(saved["timestamp"])
         self._changed()
@@ -139,6 +140,14 @@ class Features:
     def coalesced(self, vector: int) -> bool:
         """Whether the host leaves `coalescing` on for this vector."""
         return not self.uncoalesced.get(vector, False)
+
+    def reports_deallocated(self, nsid: int) -> bool:
+        """Whether the host wants an error when it reads deallocated blocks of a namespace (DULBE)."""
+        return bool(self.plain[FeatureId.ERROR_RECOVERY] & 1 << 16)
+
+    def copies_across(self, kind: int) -> bool:
+        """Whether the host has enabled copy descriptors of format ``kind`` (2 or 3)."""
+        return bool(self.behavior[4] >> kind & 1)
 
     def tells(self, notice: int) -> bool:
         """Whether the host wants events of this bit of Asynchronous Event Configuration."""
@@ -234,9 +243,13 @@ def _set_power(state: "State", command: Command) -> int:
 
 
 def _set_error_recovery(state: "State", command: Command) -> int:
-    if command.cdw11 >> 16 & 1:
+    every = command.nsid in (0, BROADCAST)
+    named = state.namespaces.values() if every else [state.namespace(command.nsid)]
+    if command.cdw11 >> 16 & 1 and all(space.deallocated is None for space in named):
         raise CommandFailed(Status.INVALID_FIELD, "reads of deallocated blocks are no errors", location=46)
-    return _set_plain(state, command)
+    _set_plain(state, command)
+    state.plane.configure()
+    return 0
 
 
 def _set_write_cache(state: "State", command: Command) -> int | Work:
@@ -327,7 +340,23 @@ def _set_behavior(state: "State", command: Command) -> int:
     behavior = fetch(state.bus, command, BEHAVIOR_SIZE)
     if behavior[0] > 1:
         raise CommandFailed(Status.INVALID_FIELD, f"ACRE is 0 or 1, not {behavior[0]}")
-    state.features.behavior = behavior[:1].ljust(BEHAVIOR_SIZE, b"\0")
+    if behavior[4] & ~_COPY_FORMATS or behavior[5]:
+        raise CommandFailed(Status.INVALID_FIELD, "copy descriptor formats 2 and 3 can be enabled")
+    state.features.behavior = bytes([behavior[0], 0, 0, 0, behavior[4]]).ljust(BEHAVIOR_SIZE, b"\0")
+    return 0
+
+
+def _get_command_sets(state: "State", command: Command, select: Select) -> int:
+    return 0  # the place of the combination in Identify's list
+
+
+def _set_command_sets(state: "State", command: Command) -> int:
+    if command.cdw11 & 0x1FF:
+        raise CommandFailed(
+            Status.COMMAND_SET_REJECTED,
+            f"there is no combination of command sets {command.cdw11 & 0x1FF}",
+            location=44,
+        )
     return 0
 
 
@@ -341,4 +370,5 @@ FEATURES: dict[int, Feature] = {
     FeatureId.INTERRUPT_VECTOR_CONFIGURATION: Feature(_get_vector, _set_vector),
     FeatureId.TIMESTAMP: Feature(_get_timestamp, _set_timestamp),
     FeatureId.HOST_BEHAVIOR_SUPPORT: Feature(_get_behavior, _set_behavior),
+    FeatureId.COMMAND_SET_PROFILE: Feature(_get_command_sets, _set_command_sets),
 }

@@ -22,11 +22,11 @@ from outboard.devices.nvme.datapath.tuning import Tuning
 from outboard.devices.nvme.doorbell_page import DoorbellPage
 from outboard.devices.nvme.in_turn import InTurn
 from outboard.devices.nvme.injection import Faults
-from outboard.devices.nvme.io import IO_COMMANDS
+from outboard.devices.nvme.io import CONDITIONS, IO_COMMANDS
 from outboard.devices.nvme.namespace import Namespace
 from outboard.devices.nvme.queues import CompletionQueue
-from outboard.devices.nvme.registers import MAX_VECTORS, NSSRO, Registers, capabilities
-from outboard.devices.nvme.spec import Shutdown, ShutdownStatus
+from outboard.devices.nvme.registers import ALL_SETS, MAX_VECTORS, NSSRO, Registers, capabilities
+from outboard.devices.nvme.spec import Csi, Shutdown, ShutdownStatus
 from outboard.devices.nvme.state import Hardware, Identity, Limits, State
 from outboard.devices.nvme.subsystem import Subsystem
 from outboard.devices.nvme.transfer import Bus
@@ -35,7 +35,7 @@ from outboard.loop import Timer
 from outboard.native.jit import available
 from outboard.pci.capabilities import MsiX
 from outboard.server.profiles import Profile
-from outboard.storage import RamStorage, Storage, VolatileStorage
+from outboard.storage import RamStorage, Storage, VolatileStorage, layers
 
 log = logging.getLogger(__name__)
 
@@ -64,8 +64,8 @@ class Nvme(InTurn, Registers):
     ``vectors`` is the number of MSI-X vectors (0 to 256). With 0 the controller has MSI and INTx only and
     can be unplugged: QEMU up to 11.1 ends itself when a vfio-user device with MSI-X is. ``io_queues`` is
     the number of I/O queue pairs, ``queue_entries`` the largest I/O queue (2 to 65536), ``mdts`` the
-    largest transfer as a power of two of 4 KiB pages. Other arguments replace declared fields, as for
-    every `Device`.
+    largest transfer as a power of two of 4 KiB pages, ``zasl`` the largest of Zone Append (0: the same).
+    Other arguments replace declared fields, as for every `Device`.
 
     Raises `DefinitionError`.
 
@@ -85,6 +85,7 @@ class Nvme(InTurn, Registers):
         io_queues: int = 32,
         queue_entries: int = 1024,
         mdts: int = 7,
+        zasl: int = 0,
         doorbells: Doorbells = "auto",
         tuning: Tuning | None = None,
         **replacements: object,
@@ -97,6 +98,7 @@ class Nvme(InTurn, Registers):
         _check_number("io_queues", io_queues, 1, self._most_queues())
         _check_number("queue_entries", queue_entries, 2, 1 << 16)
         _check_number("mdts", mdts, 1, 16)
+        _check_number("zasl", zasl, 0, mdts)
         msix = MsiX(vectors, table=(0, 0x2000), pba=(0, 0x3000)) if vectors else None
         replacements.setdefault("msix", msix)
         replacements.setdefault("cap", capabilities(queue_entries))
@@ -119,7 +121,9 @@ class Nvme(InTurn, Registers):
         subvendor = vendor if self.subsystem_vendor_id is None else self.subsystem_vendor_id
         # MSI, and then INTx, are one vector.
         usable = len(self.msix) if self.msix is not None else 1
-        limits = Limits(io_queues=io_queues, vectors=usable, queue_entries=queue_entries, mdts=mdts)
+        limits = Limits(
+            io_queues=io_queues, vectors=usable, queue_entries=queue_entries, mdts=mdts, zasl=zasl
+        )
         self._page = DoorbellPage()
         self.plane = DataPlane(
             self.dma,
@@ -137,7 +141,7 @@ class Nvme(InTurn, Registers):
                 subsystem,
                 Identity(cntlid, FIRMWARE, vendor, subvendor),
                 limits,
-                Commands(ADMIN_COMMANDS, IO_COMMANDS),
+                Commands(ADMIN_COMMANDS, IO_COMMANDS, CONDITIONS),
                 self.namespaces,
                 Bus(self.dma),
                 self.plane,
@@ -176,6 +180,7 @@ class Nvme(InTurn, Registers):
 
     def _subsystem_reset(self) -> None:
         self._disable()
+        self.subsystem.lose_power()
         self.cc = self.aqa = self.asq = self.acq = 0
         self.csts = NSSRO
 
@@ -268,17 +273,19 @@ class Nvme(InTurn, Registers):
         """A disk in memory moves with its controller."""
         disks = {
             f"namespace{nsid}": storage.memory
-            for nsid, space in self.namespaces.items()
-            if isinstance(storage := getattr(space.storage, "below", space.storage), RamStorage)
+            for nsid, space in self.state.attached.items()
+            for storage in layers(space.storage)
+            if isinstance(storage, RamStorage)
         }
         return super().memories() | disks
 
     def on_stop(self) -> None:
         """The client migrates us: no command is under way from here on, and no write is held back."""
         self.controller.freeze()
-        for space in self.namespaces.values():
-            if isinstance(space.storage, VolatileStorage):
-                space.storage.write_back()
+        for space in self.state.attached.values():
+            for storage in layers(space.storage):
+                if isinstance(storage, VolatileStorage):
+                    storage.write_back()
 
     def on_run(self) -> None:
         """Here, or where we come from, the client lets us go on."""
@@ -293,6 +300,7 @@ class Nvme(InTurn, Registers):
     def on_restore(self, saved: Mapping[str, Any], version: int) -> None:
         """Become the controller that was saved."""
         controller = saved["controller"]
+        self._enable_sets()
         saved_state.restore(self.state, controller)
         self._running = bool(controller["running"])
         self.controller.enabled = bool(controller["enabled"]) and 0 in self.state.completion
@@ -319,8 +327,12 @@ class Nvme(InTurn, Registers):
             log.info("the host enables a controller that cannot be: %s", problem)
             self.fatal = True
             return
+        self._enable_sets()
         self.controller.enable(self.asq, self.asq_size + 1, self.acq, self.acq_size + 1)
         self.ready = True
+
+    def _enable_sets(self) -> None:
+        self.state.enable_sets(frozenset(Csi) if self.command_set == ALL_SETS else frozenset({Csi.NVM}))
 
     def _disable(self) -> None:
         """Controller reset: CC.EN went from 1 to 0. AQA, ASQ and ACQ stay."""

@@ -5,12 +5,16 @@ from collections.abc import Callable, Iterable, Mapping
 
 from outboard.devices.nvme import layouts
 from outboard.devices.nvme.command import Command
+from outboard.devices.nvme.copying import FORMATS_OFFERED, MOST_BLOCKS, MOST_BLOCKS_OF_RANGE, MOST_RANGES
+from outboard.devices.nvme.fused import FUSES
 from outboard.devices.nvme.namespace import FORMATS, Names, Namespace
 from outboard.devices.nvme.sgl import BIT_BUCKETS, DWORD_ALIGNED, LONGER_THAN_DATA
 from outboard.devices.nvme.spec import BROADCAST, VERSION, AdminOpcode, Cns, Csi, IoOpcode
 from outboard.devices.nvme.state import NAMESPACE_NOTICES, State
 from outboard.devices.nvme.status import CommandFailed, Status
 from outboard.devices.nvme.transfer import deliver
+from outboard.devices.nvme.zone_events import ZONE_NOTICES
+from outboard.devices.nvme.zone_identify import zoned_controller, zoned_namespace
 
 SIZE = 4096
 LIST_LENGTH = 1024
@@ -40,6 +44,9 @@ _OACS: dict[int, int] = {
 
 _DOORBELL_BUFFER_CONFIG = 1 << 8
 """A bit of OACS."""
+
+_DEALLOCATED_ERRORS = 1 << 2
+"""A bit of NSFEAT."""
 
 _EXTENDED_BLOCKS, _SEPARATE_METADATA = 1 << 0, 1 << 1
 """Bits of MC."""
@@ -74,7 +81,7 @@ def controller(state: State) -> bytes:
         ver=VERSION,
         rtd3e=20_000_000,  # microseconds a shutdown may take: a host's file cache may have to reach a disk
         oacs=_bits(_OACS, state.commands.admin) | (_DOORBELL_BUFFER_CONFIG if state.plane.shadowable else 0),
-        oaes=NAMESPACE_NOTICES,
+        oaes=NAMESPACE_NOTICES | ZONE_NOTICES,
         cntrltype=1,
         acl=limits.aborts - 1,
         aerl=limits.event_requests - 1,
@@ -88,6 +95,8 @@ def controller(state: State) -> bytes:
         cqes=0x44,
         nn=subsystem.most_namespaces,
         mnan=subsystem.most_namespaces,
+        fuses=FUSES,
+        ocfs=FORMATS_OFFERED,
         oncs=_bits(_ONCS, state.commands.io) | _SELECT | _TIMESTAMP,
         vwc=0b111,  # there is a write cache; Flush accepts the broadcast NSID
         tnvmcap=sum(space.storage.size for space in subsystem.namespaces.values()),
@@ -115,7 +124,11 @@ def namespace(state: State, space: Namespace) -> bytes:
     return layouts.IDENTIFY_NAMESPACE.encode(
         nsze=space.blocks,
         ncap=space.blocks,
-        nuse=space.blocks,
+        nuse=space.blocks - (space.deallocated.total if space.deallocated is not None else 0),
+        nsfeat=_DEALLOCATED_ERRORS if space.deallocated is not None else 0,
+        mssrl=MOST_BLOCKS_OF_RANGE,
+        mcl=MOST_BLOCKS,
+        msrc=MOST_RANGES - 1,
         nlbaf=len(FORMATS) - 1,
         flbas=space.format | space.extended << 4,
         mc=_SEPARATE_METADATA | _EXTENDED_BLOCKS,
@@ -161,14 +174,25 @@ def _descriptors(state: State, command: Command) -> bytes:
 
 
 def _csi_namespace(state: State, command: Command) -> bytes:
-    _command_set(command)
-    state.namespace(command.nsid)
-    return bytes(SIZE)
+    return _of_set(command, state.namespace(command.nsid))
+
+
+def _of_set(command: Command, space: Namespace) -> bytes:
+    """What a command set says of a namespace; the NVM set has nothing more to say, of whichever it is."""
+    csi = _command_set(command)
+    if csi == Csi.NVM:
+        return bytes(SIZE)
+    if space.csi != csi:
+        raise CommandFailed(
+            Status.INVALID_FIELD, f"namespace {space.nsid} is not of command set {csi:#x}", location=47
+        )
+    return zoned_namespace(space)
 
 
 def _csi_controller(state: State, command: Command) -> bytes:
-    """All zero: Write Zeroes and Dataset Management have no limits of their own."""
-    _command_set(command)
+    """All zero for the NVM set: Write Zeroes and Dataset Management have no limits of their own."""
+    if _command_set(command) == Csi.ZONED:
+        return zoned_controller(state)
     return layouts.IDENTIFY_NVM_CONTROLLER.encode()
 
 
@@ -179,9 +203,32 @@ def _independent_namespace(state: State, command: Command) -> bytes:
 
 def _command_set(command: Command) -> int:
     csi = command.cdw11 >> 24
-    if csi != Csi.NVM:
+    if csi not in (Csi.NVM, Csi.ZONED):
         raise CommandFailed(Status.INVALID_FIELD, f"there is no command set {csi:#x}", location=47)
     return csi
+
+
+def _allocated_by_set(state: State, command: Command) -> bytes:
+    csi = _command_set(command)
+    spaces = state.subsystem.namespaces
+    return _list_above(command.nsid, [nsid for nsid, space in spaces.items() if space.csi == csi])
+
+
+def _allocated_of_set(state: State, command: Command) -> bytes:
+    space = state.subsystem.namespaces.get(command.nsid)
+    if space is None:
+        state.namespace(command.nsid)
+        return bytes(SIZE)
+    return _of_set(command, space)
+
+
+def _command_sets(state: State, command: Command) -> bytes:
+    """The combinations of command sets that controllers may have: there is one, of all."""
+    if command.cdw10 >> 16 not in (0xFFFF, *state.subsystem.controllers):
+        raise CommandFailed(
+            Status.INVALID_FIELD, f"there is no controller {command.cdw10 >> 16:#x}", location=42
+        )
+    return struct.pack("<Q", 1 << Csi.NVM | 1 << Csi.ZONED).ljust(SIZE, b"\0")
 
 
 def _text(text: str, width: int) -> bytes:
@@ -197,5 +244,8 @@ STRUCTURES: dict[int, Callable[[State, Command], bytes]] = {
     Cns.CSI_CONTROLLER: _csi_controller,
     Cns.CSI_ACTIVE_NAMESPACES: _csi_active_namespaces,
     Cns.CSI_INDEPENDENT_NAMESPACE: _independent_namespace,
+    Cns.CSI_ALLOCATED_NAMESPACES: _allocated_by_set,
+    Cns.CSI_ALLOCATED_NAMESPACE: _allocated_of_set,
+    Cns.COMMAND_SETS: _command_sets,
 }
 """What Identify gives, by CNS."""

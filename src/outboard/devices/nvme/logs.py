@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from outboard.devices.nvme import layouts
 from outboard.devices.nvme.command import Command
-from outboard.devices.nvme.spec import BROADCAST, LogId
+from outboard.devices.nvme.spec import BROADCAST, Csi, LogId
 from outboard.devices.nvme.status import CommandFailed, Status
 from outboard.devices.nvme.transfer import deliver
+from outboard.devices.nvme.zone_events import changed_zones
 
 if TYPE_CHECKING:
     from outboard.devices.nvme.state import State
@@ -54,6 +55,8 @@ def get_log_page(state: "State", command: Command) -> int:
         state.events.log_was_read(LogId(log))
         if log == LogId.CHANGED_NAMESPACES:
             state.changed_namespaces.clear()
+        if log == LogId.CHANGED_ZONES:
+            state.changed_zones.pop(command.nsid, None)
     return 0
 
 
@@ -98,15 +101,15 @@ def _changed_namespaces(state: "State", command: Command) -> bytes:
 
 
 def _effects(state: "State", command: Command) -> bytes:
-    if command.cdw14 >> 24:
-        raise CommandFailed(
-            Status.INVALID_FIELD, f"there is no command set {command.cdw14 >> 24:#x}", location=59
-        )
+    csi = command.cdw14 >> 24
+    if csi not in (Csi.NVM, Csi.ZONED):
+        raise CommandFailed(Status.INVALID_FIELD, f"there is no command set {csi:#x}", location=59)
     effects = [0] * 1024
     for opcode, admin in state.commands.admin.items():
         effects[opcode] = _SUPPORTED | admin.effects
     for opcode, io in state.commands.io.items():
-        effects[256 + opcode] = _SUPPORTED | io.effects
+        if io.csi in (None, csi):
+            effects[256 + opcode] = _SUPPORTED | io.effects
     return struct.pack("<1024I", *effects)
 
 
@@ -117,4 +120,5 @@ LOG_PAGES: dict[int, LogPage] = {
     LogId.FIRMWARE_SLOT: _firmware,
     LogId.CHANGED_NAMESPACES: _changed_namespaces,
     LogId.COMMANDS_EFFECTS: _effects,
+    LogId.CHANGED_ZONES: changed_zones,
 }

@@ -9,12 +9,20 @@ which protection information takes for "not to be checked".
 """
 
 import hashlib
+import threading
 import uuid
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
+from outboard.devices.nvme.extents import Extents
 from outboard.devices.nvme.spec import Csi
+from outboard.devices.nvme.zone_layout import ZoneLayout
+from outboard.devices.nvme.zone_storage import ZonedStorage, keeps_nothing
+from outboard.devices.nvme.zones import Zones
 from outboard.errors import DefinitionError
 from outboard.storage import Storage
+from outboard.storage.fast import Memory, Nothing, fast_of
 
 _NAMES = uuid.UUID("5c1a7b0e-3f0d-5b6e-9d2a-6f7574626f61")
 
@@ -50,9 +58,17 @@ class Namespace:
 
     What is left over is not used. ``extended``: the host has a block's metadata right behind the block, in
     the same buffer, instead of in one of its own. ``shared``: several controllers may have it attached.
-    ``attached`` are those that have, by their identifiers; ``nsid`` is given by the subsystem.
+    ``tracked``: it is remembered which blocks are deallocated, so that a host may ask for an error when it
+    reads one (DULBE); the data plane leaves writes to Python then. ``attached`` are the controllers that have
+    it, by their identifiers; ``nsid`` is given by the subsystem.
 
-    Raises `DefinitionError` for another block size, or a storage smaller than one block.
+    With ``zoned`` its blocks are in `zones`, and it is of the zoned command set.
+
+    Raises `DefinitionError` for another block size, or a storage smaller than one block, or one zone.
+
+    >>> from outboard.storage import RamStorage
+    >>> Namespace(RamStorage(1 << 20), zoned=ZoneLayout(size=256 << 10)).blocks
+    2048
     """
 
     storage: Storage
@@ -61,21 +77,68 @@ class Namespace:
     extended: bool = False
     shared: bool = True
     csi: Csi = Csi.NVM
+    tracked: bool = False
+    zoned: ZoneLayout | None = None
     nsid: int = field(default=0, init=False)
     attached: set[int] = field(default_factory=set, init=False)
     blocks: int = field(default=0, init=False)
+    uncorrectable: Extents = field(default_factory=Extents, init=False)
+    deallocated: Extents | None = field(default=None, init=False)
+    serialized: bool = field(default=False, init=False)
+    zones: Zones | None = field(default=None, init=False)
+    _alone: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     def __post_init__(self) -> None:
         if BlockFormat(self.block_size, self.metadata) not in FORMATS:
             offered = ", ".join(f"{each.block_size}+{each.metadata}" for each in FORMATS)
             raise DefinitionError(
-                f"blocks of {self.block_size}+{self.metadata} bytes are not offered: use one of {offered}"
+                f"a block size of {self.block_size} with {self.metadata} bytes of metadata is not offered: "
+                f"use one of {offered}"
+            )
+        if self.zoned is not None:
+            self._divide(self.zoned)
+        elif self.csi == Csi.ZONED:
+            raise DefinitionError(
+                "a zoned namespace has a layout of zones: give it one (zoned=ZoneLayout(...))"
             )
         self.measure()
         if self.blocks == 0:
             raise DefinitionError(
                 f"a storage of {self.storage.size} bytes holds no block of {self.block_size}: make it larger"
             )
+
+        if self.tracked:
+            # What a storage in memory holds before anybody writes is nothing that was written.
+            unwritten = isinstance(fast_of(self.storage), Memory | Nothing)
+            self.deallocated = Extents([(0, self.blocks)] if unwritten else [])
+
+    def _divide(self, layout: ZoneLayout) -> None:
+        self.csi = Csi.ZONED
+        blocks = self.storage.size // (self.block_size + self.metadata)
+        self.zones = Zones(layout.in_blocks(self.block_size), blocks)
+        if not keeps_nothing(self.storage):
+            storage = ZonedStorage(self.storage, self.zones, self.block_size)
+            storage.look()
+            self.storage = storage
+
+    def writing(self, slba: int, count: int) -> AbstractContextManager[None]:
+        """Write blocks while the ``with`` block runs: in a zone they have to be those that are next.
+
+        Raises `CommandFailed` if they are not, or have become void meanwhile.
+        """
+        return self.zones.writing(slba, count) if self.zones is not None else nullcontext()
+
+    def alone(self, change: Callable[[], None]) -> Callable[[], None]:
+        """``change``, a call that changes the storage, made while no other one is, by whichever controller.
+
+        Needed once the namespace is `serialized`: a fused compare and write has to be one step.
+        """
+
+        def changed() -> None:
+            with self._alone:
+                change()
+
+        return changed if self.serialized else change
 
     @property
     def format(self) -> int:
@@ -85,6 +148,9 @@ class Namespace:
     def measure(self) -> None:
         """See how many blocks the storage has."""
         self.blocks = self.storage.size // (self.block_size + self.metadata)
+        if self.zones is not None:
+            self.zones.measure(self.blocks)
+            self.blocks = self.zones.blocks
 
     @property
     def metadata_offset(self) -> int:

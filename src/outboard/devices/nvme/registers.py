@@ -16,6 +16,9 @@ READY_TIMEOUT = 15
 MAX_VECTORS = 256
 """MSI-X vectors that fit in the page of BAR0 that holds their table."""
 
+NVM_SET_ONLY, ALL_SETS = 0b000, 0b110
+"""CC.CSS: which I/O command sets the host enables. With the first, zoned namespaces are not there for it."""
+
 NSSRO = 1 << 4
 """CSTS: a subsystem reset has occurred."""
 
@@ -132,7 +135,7 @@ class Registers(Device):
     def misconfiguration(self) -> str:
         """What in CC and AQA cannot be, or nothing."""
         possible = (
-            ("CC.CSS", self.command_set, (0,)),
+            ("CC.CSS", self.command_set, (NVM_SET_ONLY, ALL_SETS)),
             ("CC.MPS", self.page_size, (0,)),
             ("CC.AMS", self.arbitration, (0,)),
             # Zero: to be set before the first I/O queue is created.
@@ -145,6 +148,6 @@ class Registers(Device):
 
 
 def capabilities(queue_entries: int) -> int:
-    """CAP: contiguous queues, subsystem reset, the NVM command set, ready by CRTO.CRWMT."""
-    cqr, nssrs, css_nvm, crwms = 1 << 16, 1 << 36, 1 << 37, 1 << 59
-    return queue_entries - 1 | cqr | READY_TIMEOUT << 24 | nssrs | css_nvm | crwms
+    """CAP: contiguous queues, subsystem reset, the NVM command set or all of them, ready by CRTO.CRWMT."""
+    cqr, nssrs, css_nvm, css_all, crwms = 1 << 16, 1 << 36, 1 << 37, 1 << 43, 1 << 59
+    return queue_entries - 1 | cqr | READY_TIMEOUT << 24 | nssrs | css_nvm | css_all | crwms

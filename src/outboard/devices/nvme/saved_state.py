@@ -5,15 +5,19 @@ saved is a controller that is frozen: nothing of it is under way in a thread or 
 has taken and not begun. What it has is JSON.
 """
 
+import base64
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
 from outboard.devices.nvme.command import Command, Completion
 from outboard.devices.nvme.events import Event
+from outboard.devices.nvme.namespace import Namespace
 from outboard.devices.nvme.queues import CompletionQueue, SubmissionQueue
 from outboard.devices.nvme.spec import EventType, LogId
 from outboard.devices.nvme.state import State
 from outboard.devices.nvme.status import Status
+from outboard.devices.nvme.zone_table import decode, encode
 from outboard.errors import StateError
 from outboard.native.memory import load32, store32
 
@@ -34,6 +38,10 @@ def save(state: State) -> Saved:
         "features": state.features.save(),
         "events": _save_events(state),
         "changed_namespaces": sorted(state.changed_namespaces),
+        "zones": {
+            str(nsid): zones for nsid, space in state.attached.items() if (zones := _save_zones(space))
+        },
+        "changed_zones": {str(nsid): list(changed) for nsid, changed in state.changed_zones.items()},
         "health": [*state.health.totals, state.health.media_errors],
         "errors": {"count": state.errors.count, "entries": [entry.hex() for entry in state.errors.entries]},
     }
@@ -72,6 +80,10 @@ def restore(state: State, saved: Mapping[str, Any]) -> None:
                 )
     _restore_events(state, saved["events"])
     state.changed_namespaces |= {int(nsid) for nsid in saved["changed_namespaces"]}
+    for nsid, zones in saved["zones"].items():
+        _restore_zones(state.attached[int(nsid)], zones)
+    for nsid, changed in saved["changed_zones"].items():
+        state.changed_zones[int(nsid)] = {int(slba): None for slba in changed}
     health = state.health
     counted = state.plane.totals()
     reads, writes, bytes_read, bytes_written, health.media_errors = map(int, saved["health"])
@@ -88,7 +100,7 @@ def _identity(state: State) -> Saved:
         "serial": state.subsystem.serial,
         "model": state.subsystem.model,
         "namespaces": {
-            str(nsid): [space.blocks, space.format] for nsid, space in sorted(state.namespaces.items())
+            str(nsid): [space.blocks, space.format] for nsid, space in sorted(state.attached.items())
         },
     }
 
@@ -170,7 +182,7 @@ def _save_events(state: State) -> Saved:
     events = state.events
     return {
         "parked": list(events.parked),
-        "waiting": [[event.type, event.info, event.log] for event in events.waiting],
+        "waiting": [[event.type, event.info, event.log, event.detail] for event in events.waiting],
         "masked": sorted(events.masked),
         "endings": [[cid, status, result] for cid, status, result in events.endings],
     }
@@ -182,11 +194,26 @@ def _restore_events(state: State, saved: Saved) -> None:
         if len(events.parked) >= events.limit:
             raise StateError(f"the state has more than {events.limit} event requests")
         events.parked.append(_within(cid, 0, 0xFFFF))
-    for kind, info, log in saved["waiting"]:
-        events.post(Event(EventType(kind), _within(info, 0, 0xFF), LogId(log)))
+    for kind, info, log, detail in saved["waiting"]:
+        event = Event(EventType(kind), _within(info, 0, 0xFF), LogId(log), _within(detail, 0, 0xFFFF_FFFF))
+        events.post(event)
     events.masked |= {EventType(kind) for kind in saved["masked"]}
     for cid, status, result in saved["endings"]:
         events.endings.append((_within(cid, 0, 0xFFFF), Status(status), int(result)))
+
+
+def _save_zones(space: Namespace) -> str:
+    if space.zones is None:
+        return ""
+    return base64.b64encode(zlib.compress(encode(space.zones), 1)).decode()
+
+
+def _restore_zones(space: Namespace, saved: str) -> None:
+    if space.zones is None:
+        raise StateError(f"the state has zones, and namespace {space.nsid} has none")
+    # As much as there can be and no more: what is compressed may say it is anything.
+    size = len(encode(space.zones))
+    decode(space.zones, zlib.decompressobj().decompress(base64.b64decode(saved), size + 1))
 
 
 def _within(value: int, low: int, high: int) -> int:

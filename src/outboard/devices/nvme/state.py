@@ -13,7 +13,7 @@ from outboard.devices.nvme.features import Features
 from outboard.devices.nvme.health import Health
 from outboard.devices.nvme.namespace import Namespace
 from outboard.devices.nvme.queues import CompletionQueue, SubmissionQueue
-from outboard.devices.nvme.spec import PAGE
+from outboard.devices.nvme.spec import PAGE, Csi
 from outboard.devices.nvme.status import CommandFailed, Status
 from outboard.devices.nvme.subsystem import Subsystem
 from outboard.devices.nvme.transfer import Bus
@@ -38,12 +38,16 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much there is of everything. Temperatures are kelvins, ``mdts`` is a power of two of pages."""
+    """How much there is of everything. Temperatures are kelvins, ``mdts`` is a power of two of pages.
+
+    So is ``zasl``, for Zone Append; 0 is as much as ``mdts``.
+    """
 
     io_queues: int = 32
     vectors: int = 33
     queue_entries: int = 1024
     mdts: int = 7
+    zasl: int = 0
     aborts: int = 4
     event_requests: int = 4
     error_entries: int = 64
@@ -54,6 +58,11 @@ class Limits:
     def transfer(self) -> int:
         """Bytes one command may move."""
         return PAGE << self.mdts
+
+    @property
+    def append(self) -> int:
+        """Bytes one Zone Append may move."""
+        return PAGE << self.zasl if self.zasl else self.transfer
 
 
 class Cancellable(Protocol):
@@ -75,10 +84,10 @@ class Held(Cancellable, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Outstanding:
-    """A command that waits for storage, or is ``held``."""
+    """A command that waits for storage, or a fused pair of them; or one that is ``held``."""
 
     sq: SubmissionQueue
-    command: Command
+    commands: tuple[Command, ...]
     task: Cancellable
     held: Held | None = None
 
@@ -98,10 +107,12 @@ class State:
     """A controller between its registers and its namespaces, those of ``subsystem`` that are attached to it.
 
     ``commands`` are those it executes. ``wake`` has it look at what there is to do, from any thread.
+    ``fused`` are first commands of fused pairs, by the identifiers of their queues, whose second is awaited.
     ``outstanding`` are the commands that wait in Python; ``drain`` returns when no storage is
     at work for one of them, or for one that was cancelled.
     ``granted`` is the number of I/O queues of each kind the host was given (Set Features 07h).
-    ``entry_sizes_set`` says whether CC.IOSQES and CC.IOCQES have the only values there are.
+    ``entry_sizes_set`` says whether CC.IOSQES and CC.IOCQES have the only values there are, ``command_sets``
+    which the host enables: ``namespaces`` are those of them.
     """
 
     subsystem: Subsystem
@@ -117,13 +128,16 @@ class State:
     health: Health = field(default_factory=Health)
     errors: ErrorLog = field(init=False)
     changed_namespaces: set[int] = field(default_factory=set)
+    changed_zones: dict[int, dict[int, None]] = field(default_factory=dict)
     submission: dict[int, SubmissionQueue] = field(default_factory=dict)
     completion: dict[int, CompletionQueue] = field(default_factory=dict)
+    fused: dict[int, Command] = field(default_factory=dict)
     outstanding: dict[object, Outstanding] = field(default_factory=dict)
     drain: Callable[[], None] = lambda: None
     granted: int = field(init=False)
     entry_sizes_set: bool = False
     hardware: Hardware | None = None
+    command_sets: frozenset[Csi] = frozenset(Csi)
 
     def __post_init__(self) -> None:
         self.features = Features(self.limits.warning_temperature)
@@ -145,6 +159,7 @@ class State:
         for waiting in self.outstanding.values():
             waiting.task.cancel()
         self.outstanding.clear()
+        self.fused.clear()
         # What a storage still does for this life must not undo what the next one writes.
         self.drain()
         self.submission.clear()
@@ -153,12 +168,26 @@ class State:
         self.features.reset()
         self.events.reset()
         self.changed_namespaces.clear()
+        self.changed_zones.clear()
         self.granted = self.limits.io_queues
 
     def report(self, event: Event) -> None:
         """Tell the host of ``event`` when it can be told."""
         self.events.post(event)
         self.wake()
+
+    @property
+    def attached(self) -> dict[int, Namespace]:
+        """The namespaces that are attached, of whatever command set."""
+        cntlid = self.identity.cntlid
+        return {n: space for n, space in self.subsystem.namespaces.items() if cntlid in space.attached}
+
+    def enable_sets(self, command_sets: frozenset[Csi]) -> None:
+        """The host enables these command sets: namespaces of others are not there for it."""
+        self.command_sets = command_sets
+        self.namespaces.clear()
+        self.namespaces |= {n: space for n, space in self.attached.items() if space.csi in command_sets}
+        self.plane.configure()
 
     def namespace_changed(self, nsid: int) -> None:
         """Tell the host, if it wants to be told, that something about a namespace is not as it was."""
@@ -168,12 +197,14 @@ class State:
 
     def withdraw(self, sq: SubmissionQueue) -> list[int]:
         """Take back the commands of ``sq`` that Python has; their identifiers. Only while paused."""
-        cids = [Command.decode(entry).cid for entry in self.plane.withdraw(sq)]
+        first = self.fused.pop(sq.id, None)
+        cids = [first.cid] if first is not None else []
+        cids += [Command.decode(entry).cid for entry in self.plane.withdraw(sq)]
         for key, waiting in list(self.outstanding.items()):
             if waiting.sq is sq:
                 waiting.task.cancel()
                 del self.outstanding[key]
-                cids.append(waiting.command.cid)
+                cids += [command.cid for command in waiting.commands]
         self.drain()
         sq.cq.pending -= len(cids)
         return cids
@@ -181,7 +212,7 @@ class State:
     def abort_held(self, sq: SubmissionQueue, cid: int) -> bool:
         """End a command that a fault holds back as aborted; False if there is no such command."""
         for waiting in self.outstanding.values():
-            if waiting.held is not None and waiting.sq is sq and waiting.command.cid == cid:
+            if waiting.held is not None and waiting.sq is sq and waiting.commands[0].cid == cid:
                 waiting.held.abort()
                 return True
         return False

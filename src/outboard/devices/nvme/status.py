@@ -92,6 +92,8 @@ class Status(IntEnum):
     FAST_COPY_NOT_POSSIBLE = 0x186
     OVERLAPPING_IO_RANGE = 0x187
     INSUFFICIENT_RESOURCES = 0x189
+    INVALID_ZONE_OPERATION = 0x1B6
+    ZRWA_RESOURCES_UNAVAILABLE = 0x1B7
     ZONED_BOUNDARY_ERROR = 0x1B8
     ZONE_IS_FULL = 0x1B9
     ZONE_IS_READ_ONLY = 0x1BA
@@ -155,6 +157,7 @@ class CommandFailed(OutboardError):
 
     ``location`` is the offset of the offending byte within the submission queue entry, if one is to blame.
     ``field`` is the 15-bit status field to be told, where it is not the one that follows from ``status``.
+    ``lba`` is the block to blame, if it is not the first; ``result`` is dword 0 of the completion.
     """
 
     fault = Fault.GUEST
@@ -166,8 +169,12 @@ class CommandFailed(OutboardError):
         *,
         location: int | None = None,
         field: int | None = None,
+        lba: int | None = None,
+        result: int = 0,
     ) -> None:
         super().__init__(sentence or status.name)
         self.status = status
         self.location = location
         self.field = field
+        self.lba = lba
+        self.result = result

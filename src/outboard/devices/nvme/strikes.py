@@ -36,9 +36,8 @@ class Held:
             self.timer.cancel()
 
     def go_on(self) -> None:
-        """Do now what it waits for, if it does."""
-        if self.timer is not None:
-            self._let_go()
+        """Do now what it waits for, if it does; nothing once it was let go, though its time has come."""
+        if self.timer is not None and self._let_go():
             self._struck.execute()
             self._struck.controller.progressed()
 
@@ -49,9 +48,9 @@ class Held:
             self._struck.sq, self._struck.command.cid, status_field(Status.ABORT_REQUESTED), 0
         )
 
-    def _let_go(self) -> None:
+    def _let_go(self) -> bool:
         self.cancel()
-        self._struck.controller.state.outstanding.pop(self, None)
+        return self._struck.controller.state.outstanding.pop(self, None) is not None
 
 
 class Struck:
@@ -77,7 +76,7 @@ class Struck:
 
     def execute(self) -> None:
         """Have it executed, as far as the faults let it be."""
-        self.controller.carry_out(self.sq, self.command, self._handle, self._end)
+        self.controller.carry_out(self.sq, self.command, self._handle, self._ended)
 
     def _hold(self) -> None:
         state = self.controller.state
@@ -85,7 +84,7 @@ class Struck:
         if not self._strike.hang:
             assert state.hardware is not None
             held.timer = state.hardware.after(self._strike.delay, held.go_on)
-        state.outstanding[held] = Outstanding(self.sq, self.command, held, held)
+        state.outstanding[held] = Outstanding(self.sq, (self.command,), held, held)
 
     def _handle(self) -> int | Work | None:
         faults = self._strike.faults
@@ -95,7 +94,11 @@ class Struck:
         if not torn and self._strike.field is not None:
             return self._failing()
         if not any(fault.alters for fault in faults):
-            return self.controller.handle(self.sq, self.command)
+            outcome = self.controller.handle(self.sq, self.command)
+            if outcome is None:
+                # An event request, which waits: its completion is the one that faults are about.
+                self.controller.event_requests[self.command.cid] = self._complete
+            return outcome
         seen, self._altered = view(self.controller.state, self.command, self._strike)
         outcome = self.controller.handle(self.sq, self.command, seen)
         return self._altering(outcome) if isinstance(outcome, Generator) else outcome
@@ -112,7 +115,10 @@ class Struck:
             raise CommandFailed(Status.INTERNAL_ERROR, "a fault was injected", field=field)
         return 0
 
-    def _end(self, sq: SubmissionQueue, cid: int, field: int, result: int) -> None:
+    def _ended(self, sq: SubmissionQueue, commands: tuple[Command, ...], outcome: int | Exception) -> None:
+        self._complete(sq, self.command.cid, *self.controller.judge(sq, self.command, outcome))
+
+    def _complete(self, sq: SubmissionQueue, cid: int, field: int, result: int) -> None:
         """Complete it, or do not."""
         faults = self._strike.faults
         if ending := next((fault for fault in faults if fault.ends_controller), None):

@@ -8,12 +8,14 @@ Everything here is done in the `turn` of the thread that does it (`outboard.devi
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from outboard.devices.nvme import zone_events
+from outboard.devices.nvme.extents import Extents
 from outboard.devices.nvme.injection import Faults
 from outboard.devices.nvme.monitor import Monitor
 from outboard.devices.nvme.namespace import Namespace, derived_uuid
 from outboard.devices.nvme.store import Store
 from outboard.errors import DefinitionError
-from outboard.storage import Storage, VolatileStorage
+from outboard.storage import Storage, VolatileStorage, layers
 
 if TYPE_CHECKING:
     from outboard.devices.nvme.state import State
@@ -86,6 +88,8 @@ class Subsystem:
             if nsid in self.namespaces:
                 raise DefinitionError(f"namespace {nsid} is there already")
             space.nsid = nsid
+            space.uncorrectable = Extents(self.store.get(f"uncorrectable/{nsid}", []))
+            zone_events.belong(self, space)
             self.namespaces[nsid] = space
             for cntlid in self.controllers:
                 if space.shared or not space.attached:
@@ -109,8 +113,9 @@ class Subsystem:
         with self.turn:
             space, state = self.namespaces[nsid], self.controllers[cntlid]
             space.attached.add(cntlid)
-            state.namespaces[nsid] = space
-            state.plane.configure()
+            if space.csi in state.command_sets:
+                state.namespaces[nsid] = space
+                state.plane.configure()
 
     def detach(self, nsid: int, cntlid: int) -> None:
         """Take a namespace from a controller: what is under way below it ends first. Its host is not told."""
@@ -144,9 +149,11 @@ class Subsystem:
             for state in self.controllers.values():
                 if state.hardware is not None:
                     state.hardware.lose_power()
+            self.lose_power()
             for nsid, space in self.namespaces.items():
-                if isinstance(space.storage, VolatileStorage):
-                    space.storage.cut(f"{seed} {nsid}")
+                for storage in layers(space.storage):
+                    if isinstance(storage, VolatileStorage):
+                        storage.cut(f"{seed} {nsid}")
 
     def announce(self, nsid: int, *, but: int = 0) -> None:
         """Tell every host that has a namespace, but not controller ``but``'s, that it has changed."""
@@ -176,6 +183,13 @@ class Subsystem:
     def _reconfigure_all(self) -> None:
         for state in self.controllers.values():
             state.plane.configure()
+
+    def lose_power(self) -> None:
+        """The power of the whole subsystem is gone and back, as by a subsystem reset."""
+        with self.turn:
+            for space in self.namespaces.values():
+                if space.zones is not None:
+                    space.zones.lose_power()
 
     def _tell(self, nsid: int, cntlids: set[int]) -> None:
         for cntlid in sorted(cntlids):

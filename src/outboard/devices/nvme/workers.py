@@ -132,6 +132,7 @@ class Workers:
 
     def _deliver(self) -> None:
         """Go on with the task whose call returned first; the bell rings on for the others."""
+        # The bell is read in turn: whoever drains in another thread's turn would wait for it for ever.
         with self._turn:
             try:
                 os.eventfd_read(self._bell)

@@ -10,6 +10,7 @@ kernel and the tools are Debian packages, fetched once into ``~/.cache/outboard`
 * `initramfs`, `init.sh`, `cpio`, `elf`: the guest's root file system, made of tools and what they need
 * `packages`, `sources`: Debian packages without root, from the machine's own mirror
 * `bootsector`: a disk that firmware can boot, in two sectors of machine code
+* `linux_disk`: a disk from which every firmware boots a Linux
 * `process`: QEMU never outlives us
 """
 
@@ -17,6 +18,7 @@ from outboard.testing.guest.bootsector import bootable_disk
 from outboard.testing.guest.command_line import Attach
 from outboard.testing.guest.guest import Guest
 from outboard.testing.guest.kernel import CLOUD, EVERY_MACHINE, Kernel, find_kernel
+from outboard.testing.guest.linux_disk import linux_disk
 from outboard.testing.guest.packages import Progress, cache_folder
 from outboard.testing.guest.qemu import Qemu, find_ovmf, find_qemu
 
@@ -33,4 +35,5 @@ __all__ = [
     "find_kernel",
     "find_ovmf",
     "find_qemu",
+    "linux_disk",
 ]

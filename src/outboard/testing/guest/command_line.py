@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+KERNEL_ARGUMENTS = "console=ttyS0 panic=0 oops=panic mitigations=off cryptomgr.notests no_timer_check"
+"""The last: a busy host keeps an emulated timer waiting, and Linux behind an IOMMU would panic over it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Attach:
@@ -53,6 +56,7 @@ class Machine:
         spare_ports: empty root ports after those, for devices plugged in later.
         kernel, initramfs, append: what to boot directly; None boots from the devices by firmware.
         pflash: UEFI firmware: its code and its (writable) variables; None is SeaBIOS.
+        secure: the variables are kept from the guest (system management mode), as Secure Boot wants it.
         extra: more arguments.
     """
 
@@ -65,6 +69,7 @@ class Machine:
     initramfs: Path | None = None
     append: str = ""
     pflash: tuple[Path, Path] | None = None
+    secure: bool = False
     extra: Sequence[str] = ()
 
     def arguments(self, *, console: int, commands: int, qmp: int) -> list[str]:
@@ -92,6 +97,9 @@ class Machine:
     def _firmware(self) -> Iterator[str]:
         if self.pflash is not None:
             code, variables = (str(path).replace(",", ",,") for path in self.pflash)
+            if self.secure:
+                yield from ("-machine", "smm=on")
+                yield from ("-global", "driver=cfi.pflash01,property=secure,value=on")
             yield from ("-drive", f"if=pflash,format=raw,unit=0,readonly=on,file={code}")
             yield from ("-drive", f"if=pflash,format=raw,unit=1,file={variables}")
 

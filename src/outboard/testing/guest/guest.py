@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 
 from outboard.errors import GuestError
 from outboard.testing.guest import cpio, process
-from outboard.testing.guest.command_line import Attach, Machine
+from outboard.testing.guest.command_line import KERNEL_ARGUMENTS, Attach, Machine
 from outboard.testing.guest.commands import READY, Command
 from outboard.testing.guest.console import SerialLine
 from outboard.testing.guest.initramfs import build_initramfs
@@ -24,8 +24,6 @@ from outboard.testing.guest.qemu import Qemu, find_ovmf, find_qemu
 from outboard.testing.guest.qmp import Qmp
 
 _PANIC = b"end Kernel panic"
-_KERNEL_ARGUMENTS = "console=ttyS0 panic=0 oops=panic mitigations=off cryptomgr.notests no_timer_check"
-"""The last: a busy host keeps an emulated timer waiting, and Linux behind an IOMMU would panic over it."""
 _PUT_CHUNK = 32 << 10
 """Linux keeps 64 KiB of a serial line that nobody reads yet, and drops what comes beyond."""
 
@@ -45,7 +43,8 @@ class Guest:
         devices: vfio-user sockets, each the path of a listening server or an `Attach` that says more.
             They get the ids ``dev0``, ``dev1``, ... and a PCI Express root port each.
         kernel: ``"debian"``, its cloud kernel; a `Kernel`, such as ``find_kernel(package=EVERY_MACHINE)`` for
-            a driver which that has not; None to boot what the firmware finds (`run` is not there then).
+            a driver which that has not; ``"disk"``: the firmware boots a `linux_disk`; None to boot whatever
+            the firmware finds (`run` is not there then).
         memory: the guest's, as QEMU takes it.
         shared: True for a memfd that the servers map; False for plain ``-m``, where DMA goes by message.
         cpus: how many.
@@ -53,7 +52,7 @@ class Guest:
         tools: Debian packages to have in the guest: ``fio``, ``nvme-cli``, ``pciutils``, ``e2fsprogs``, ...
         modules: kernel modules to load at boot (``"vfio-pci"``, ``"uio_pci_generic"``).
         files: more files of the guest's: absolute path to content; they may be run.
-        firmware: ``"seabios"`` (as without) or ``"ovmf"``, which is UEFI.
+        firmware: ``"seabios"`` (as without), ``"ovmf"``, which is UEFI, or ``"secure"``, with Secure Boot.
         spare_ports: root ports left empty for `plug`.
         extra: more arguments of QEMU's.
         qemu: the one to use, rather than the one `find_qemu` finds.
@@ -70,7 +69,7 @@ class Guest:
         self,
         devices: Sequence[str | Path | Attach] = (),
         *,
-        kernel: Kernel | Literal["debian"] | None = "debian",
+        kernel: Kernel | Literal["debian", "disk"] | None = "debian",
         memory: str = "512M",
         shared: bool = True,
         cpus: int = 2,
@@ -78,7 +77,7 @@ class Guest:
         tools: Sequence[str] = (),
         modules: Sequence[str] = (),
         files: Mapping[str, bytes] | None = None,
-        firmware: Literal["seabios", "ovmf"] | None = None,
+        firmware: Literal["seabios", "ovmf", "secure"] | None = None,
         spare_ports: int = 1,
         extra: Sequence[str] = (),
         qemu: Qemu | None = None,
@@ -95,7 +94,7 @@ class Guest:
             "cpus": cpus,
             "devices": self.devices,
             "spare_ports": spare_ports,
-            "append": f"{_KERNEL_ARGUMENTS} {append}".rstrip(),
+            "append": f"{KERNEL_ARGUMENTS} {append}".rstrip(),
             "extra": extra,
         }
         self._contents = (tools, modules, files or {})
@@ -163,11 +162,12 @@ class Guest:
 
     def _images(self, folder: Path) -> dict[str, Any]:
         images: dict[str, Any] = {}
-        if self._firmware == "ovmf":
-            code, template = find_ovmf(self._progress)
+        if self._firmware in ("ovmf", "secure"):
+            images["secure"] = self._firmware == "secure"
+            code, template = find_ovmf(self._progress, secure=images["secure"])
             images["pflash"] = (code, Path(shutil.copyfile(template, folder / "ovmf-variables.fd")))
-        if self._kernel is not None:
-            kernel = find_kernel(self._progress) if self._kernel == "debian" else self._kernel
+        kernel = find_kernel(self._progress) if self._kernel == "debian" else self._kernel
+        if isinstance(kernel, Kernel):
             tools, modules, files = self._contents
             initramfs = build_initramfs(kernel, tools, modules, progress=self._progress)
             if files:

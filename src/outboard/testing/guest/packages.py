@@ -26,6 +26,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from outboard.errors import SetupError
+from outboard.testing.guest.elf import closure
 from outboard.testing.guest.sources import debian_source
 
 Progress = Callable[[str, int, int], None]
@@ -64,6 +65,16 @@ class PackageSet:
             if (found := folder / relative).exists():
                 return found
         raise SetupError(f"no package of {', '.join(self.folders)} holds {relative}")
+
+    def command(self, program: str) -> tuple[str, ...]:
+        """What runs the program at ``program`` (``usr/bin/mcopy``) on this machine, arguments to follow.
+
+        Through Debian's own loader, as the program may want a newer libc than the machine has.
+        """
+        path = self.path(program)
+        folders = {library.parent: None for library in closure([path], self.libraries)}
+        loader = self.libraries["ld-linux-x86-64.so.2"]
+        return (str(loader), "--library-path", ":".join(map(str, folders)), str(path))
 
     @cached_property
     def libraries(self) -> dict[str, Path]:

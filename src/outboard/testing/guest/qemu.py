@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from outboard.errors import SetupError
-from outboard.testing.guest.elf import closure
 from outboard.testing.guest.packages import BACKPORTS, PackageStore, Progress, silent
 
 PROGRAM = "qemu-system-x86_64"
@@ -30,6 +29,8 @@ _OVMF_PAIRS = (
     ("OVMF_CODE_4M.fd", "OVMF_VARS_4M.fd"),
     ("OVMF_CODE.fd", "OVMF_VARS.fd"),
 )
+_OVMF_SECURE = (("OVMF_CODE_4M.ms.fd", "OVMF_VARS_4M.ms.fd"),)
+"""The variables hold Microsoft's keys, with which Debian's boot loader is signed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +75,8 @@ def find_qemu(progress: Progress = silent) -> Qemu:
 def _debian_qemu(progress: Progress) -> Qemu:
     packages = PackageStore().fetch("qemu-system-x86", suite=BACKPORTS, progress=progress)
     program = packages.path(f"usr/bin/{PROGRAM}")
-    folders = {path.parent: None for path in closure([program], packages.libraries)}
-    # Through Debian's own loader, as the program wants a newer libc than the machine may have.
     command = (
-        str(packages.libraries["ld-linux-x86-64.so.2"]),
-        *("--library-path", ":".join(map(str, folders))),
-        str(program),
+        *packages.command(f"usr/bin/{PROGRAM}"),
         *(word for file in _DATA for word in ("-L", str(packages.path(file).parent))),
     )
     if (qemu := probe(command)) is None:
@@ -110,17 +107,22 @@ def _output(command: Sequence[str], *args: str) -> str:
     ).stdout
 
 
-def find_ovmf(progress: Progress = silent) -> tuple[Path, Path]:
+def find_ovmf(progress: Progress = silent, *, secure: bool = False) -> tuple[Path, Path]:
     """The UEFI firmware OVMF: its code and the template of its variables, the system's or Debian's.
+
+    Args:
+        progress: told what is being done.
+        secure: the build that boots nothing but what is signed (Secure Boot).
 
     Raises:
         SetupError: the system has none and it cannot be fetched.
     """
+    pairs = _OVMF_SECURE if secure else _OVMF_PAIRS
     for folder in (Path("/usr/share/OVMF"), Path("/usr/share/edk2/x64"), Path("/usr/share/edk2/ovmf")):
-        for pair in _OVMF_PAIRS:
+        for pair in pairs:
             code, variables = (folder / name for name in pair)
             if code.exists() and variables.exists():
                 return code, variables
     packages = PackageStore().fetch("ovmf", progress=progress)
-    code, variables = (packages.path(f"usr/share/OVMF/{name}") for name in _OVMF_PAIRS[0])
+    code, variables = (packages.path(f"usr/share/OVMF/{name}") for name in pairs[0])
     return code, variables

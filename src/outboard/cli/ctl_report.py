@@ -1,0 +1,96 @@
+"""What `outboard ctl` prints for people: tables, made of what the control socket answers."""
+
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from outboard.storage import format_size
+
+SIZES = {"size", "block_size"}
+COUNTED = {"bytes_read", "bytes_written"}
+
+
+def as_text(value: Any) -> RenderableType:
+    """Any JSON: a list of objects as a table, an object as lines, with tables under it."""
+    if isinstance(value, list) and value and all(isinstance(each, dict) for each in value):
+        return table(value)
+    if not isinstance(value, dict):
+        return Text(shown("", value))
+    lines = Table.grid(padding=(0, 2))
+    below: list[RenderableType] = []
+    for name, inner in value.items():
+        if _is_long(inner):
+            below += [Text(""), Text(_title(name), style="bold"), as_text(inner)]
+        else:
+            lines.add_row(Text(_title(name), style="dim"), shown(name, inner))
+    return Group(lines, *below)
+
+
+def table(rows: list[dict[str, Any]]) -> RenderableType:
+    """A table of objects that have the same members; what is long in them follows below it."""
+    columns = [name for name, value in rows[0].items() if not _is_long(value)]
+    made = Table(box=None, header_style="dim", pad_edge=False)
+    for name in columns:
+        made.add_column(_title(name), justify="right" if _is_number(rows[0][name]) else "left")
+    for row in rows:
+        made.add_row(*(shown(name, row[name]) for name in columns))
+    below: list[RenderableType] = []
+    for row in rows:
+        for name, inner in row.items():
+            if _is_long(inner):
+                title = f"{_title(name)} of {_title(columns[0])} {row[columns[0]]}"
+                below += [Text(""), Text(title, style="bold"), as_text(inner)]
+    return Group(made, *below)
+
+
+def shown(name: str, value: Any) -> str:
+    """One value."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(shown(name, each) for each in value) or "-"
+    if name in SIZES:
+        return format_size(value) if value else "0"
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    return "-" if value is None else str(value)
+
+
+def statistics(found: dict[str, Any]) -> RenderableType:
+    """What was counted: each controller in a column."""
+    parts: list[RenderableType] = []
+    for subsystem in found["subsystems"]:
+        made = Table(box=None, header_style="dim", pad_edge=False)
+        made.add_column(f"controllers of {subsystem['name']}", style="dim")
+        for controller in subsystem["controllers"]:
+            made.add_column(str(controller["cntlid"]), justify="right")
+        flat = [{**each, **each["counters"]} for each in subsystem["controllers"]]
+        for name in flat[0] if flat else ():
+            if name not in ("cntlid", "counters", "queues"):
+                made.add_row(_title(name), *(shown(name, each.get(name)) for each in flat))
+        parts += [made, Text("")]
+        for controller in subsystem["controllers"]:
+            if controller["queues"]:
+                title = f"queues of controller {controller['cntlid']}"
+                parts += [Text(title, style="bold"), table(controller["queues"]), Text("")]
+        if subsystem["namespaces"]:
+            parts += [Text("namespaces", style="bold"), table(subsystem["namespaces"])]
+    return Group(*parts)
+
+
+REPORTS = {"statistics.get": statistics}
+"""Those that are told in a way of their own, by their methods."""
+
+
+def _is_long(value: Any) -> bool:
+    return isinstance(value, dict) or (isinstance(value, list) and dict in map(type, value))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _title(name: str) -> str:
+    return name.replace("_", " ")

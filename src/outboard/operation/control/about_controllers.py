@@ -1,0 +1,35 @@
+"""Controllers, added and removed while the others go on."""
+
+from typing import Annotated
+
+from outboard.operation.control.method import SUBSYSTEM, Functions
+from outboard.operation.control.shown import ControllerShown, controller_shown
+from outboard.operation.declared import Between
+from outboard.operation.options import PlacedController, ServedController
+from outboard.operation.service import Served, Service
+
+Cntlid = Annotated[int, Between(1, 0xFFEF), "The controller."]
+Name = Annotated[str | None, SUBSYSTEM.meaning]
+
+
+def list_them(served: Served) -> list[ControllerShown]:
+    """Tell the controllers."""
+    return [controller_shown(each) for _, each in sorted(served.controllers.items())]
+
+
+def add(
+    served: Served, socket: Annotated[str, "The UNIX socket to listen on."], options: PlacedController
+) -> ControllerShown:
+    """Make one more controller, on a socket of its own: one more path to the same namespaces."""
+    cntlid = served.service.add_controller(served, ServedController(**vars(options), socket=socket))
+    served.controllers[cntlid].server.start()
+    return controller_shown(served.controllers[cntlid])
+
+
+def remove(service: Service, cntlid: Cntlid, subsystem: Name = None) -> None:
+    """Let a controller's client go, and remove its socket and the controller, as if it was pulled out."""
+    # Its thread may need the subsystem's turn to come to its end.
+    service.remove_controller(service.named(subsystem), cntlid)
+
+
+FUNCTIONS: Functions = {"controller.list": list_them, "controller.add": add, "controller.remove": remove}

@@ -1,0 +1,84 @@
+"""What the control socket says of subsystems, namespaces and controllers."""
+
+from dataclasses import dataclass
+
+from outboard.devices.nvme import Namespace
+from outboard.operation.service import ControllerServed, Served
+from outboard.operation.statistics import state_of
+
+
+@dataclass(frozen=True, slots=True)
+class NamespaceShown:
+    """A namespace; sizes are bytes, ``attached`` are the controllers that have it."""
+
+    nsid: int
+    storage: str
+    size: int
+    block_size: int
+    metadata: int
+    shared: bool
+    attached: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ControllerShown:
+    """A controller. ``place`` is where it is served, ``state`` is off, ready or failed."""
+
+    cntlid: int
+    place: str
+    connected: bool
+    state: str
+    namespaces: tuple[int, ...]
+    io_queues: int
+    vectors: int
+
+
+@dataclass(frozen=True, slots=True)
+class SubsystemShown:
+    """A subsystem, whole."""
+
+    name: str
+    serial: str
+    model: str
+    nqn: str
+    namespaces: tuple[NamespaceShown, ...]
+    controllers: tuple[ControllerShown, ...]
+
+
+def namespace_shown(space: Namespace) -> NamespaceShown:
+    """What is said of a namespace."""
+    return NamespaceShown(
+        nsid=space.nsid,
+        storage=getattr(space.storage, "name", type(space.storage).__name__),
+        size=space.blocks * space.block_size,
+        block_size=space.block_size,
+        metadata=space.metadata,
+        shared=space.shared,
+        attached=tuple(sorted(space.attached)),
+    )
+
+
+def controller_shown(served: ControllerServed) -> ControllerShown:
+    """What is said of a controller."""
+    state = served.nvme.state
+    return ControllerShown(
+        cntlid=state.identity.cntlid,
+        place=served.options.place,
+        connected=served.server.connected,
+        state=state_of(served.nvme),
+        namespaces=tuple(sorted(state.namespaces)),
+        io_queues=sum(1 for sq in state.submission if sq),
+        vectors=state.limits.vectors,
+    )
+
+
+def subsystem_shown(served: Served) -> SubsystemShown:
+    """What is said of a subsystem."""
+    return SubsystemShown(
+        name=served.name,
+        serial=served.subsystem.serial,
+        model=served.subsystem.model,
+        nqn=served.subsystem.nqn,
+        namespaces=tuple(namespace_shown(space) for _, space in sorted(served.subsystem.namespaces.items())),
+        controllers=tuple(controller_shown(each) for _, each in sorted(served.controllers.items())),
+    )

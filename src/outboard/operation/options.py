@@ -1,0 +1,259 @@
+"""What can be said of namespaces, controllers and sockets: one name each, in the file, by flag and by socket.
+
+Each class is declared once (`outboard.operation.declared`) and knows how to make what it describes.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from outboard.device import DeviceContract
+from outboard.devices.nvme import Doorbells, Namespace, Nvme, Subsystem, Tuning, ZoneLayout
+from outboard.errors import DefinitionError, SetupError
+from outboard.native.jit import available
+from outboard.operation.declared import Between, Misfit, Size, build, fields_of, from_text
+from outboard.server import Server
+from outboard.server.profiles import ProfileName
+from outboard.storage import open_storage
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamespaceOptions:
+    """A namespace: a back end, cut into blocks.
+
+    Parameters
+    ----------
+    backend
+        ram:SIZE, null:SIZE, a file or block device, or FILE,size=SIZE for a file to be created.
+    nsid
+        Its identifier; 0: the first one that is free.
+    block_size
+        Bytes of a block: 512 or 4096.
+    metadata
+        Bytes of metadata that go with each block: 0, 8, 16 or 64, as the block size allows.
+    extended
+        The host has the metadata of a block right behind it, instead of in a buffer of its own.
+    shared
+        Several controllers may have it. Without that it is the first controller's.
+    zoned
+        Its blocks are in zones, each of which is written from its beginning to its end.
+    zone_size
+        Bytes of a zone; Linux wants a power of two.
+    zone_capacity
+        Bytes of a zone that can be written; 0: all of them.
+    zone_extension
+        Bytes that a host may attach to the descriptor of a zone, a multiple of 64.
+    max_open
+        Zones that may be open at once; 0: any number.
+    max_active
+        Zones that may be active (open, or closed with room left) at once; 0: any number.
+    zrwa
+        Bytes of a random write area that a host may have in a zone; 0: there are none.
+    """
+
+    backend: str
+    nsid: Annotated[int, Between(0, 0xFFFF_FFFE)] = 0
+    block_size: Size = 512
+    metadata: Size = 0
+    extended: bool = False
+    shared: bool = True
+    zoned: bool = False
+    zone_size: Size = 64 << 20
+    zone_capacity: Size = 0
+    zone_extension: Size = 0
+    max_open: Annotated[int, Between(0, 1 << 18)] = 0
+    max_active: Annotated[int, Between(0, 1 << 18)] = 0
+    zrwa: Size = 0
+
+    @classmethod
+    def of_text(cls, text: str) -> Self:
+        """What ``BACKEND[,option=value...]`` says. Raises `SetupError`.
+
+        >>> space = NamespaceOptions.of_text("disk.img,size=8G,block_size=4K")
+        >>> space.backend, space.block_size
+        ('disk.img,size=8G', 4096)
+        """
+        kinds = {each.name: each.kind for each in fields_of(cls) if not each.required}
+        given: dict[str, Any] = {}
+
+        def note(found: re.Match[str]) -> str:
+            given[found[1]] = from_text(kinds[found[1]], found[2])
+            return ""
+
+        backend = re.sub(f",({'|'.join(kinds)})=([^,]*)", note, text)
+        try:
+            found: Self = build(cls, {"backend": backend, **given})
+        except Misfit as error:
+            raise SetupError(f"namespace {text}: {error}") from error
+        return found
+
+    @property
+    def layout(self) -> ZoneLayout | None:
+        """Its zones, if it has any. Raises `DefinitionError`."""
+        if not self.zoned:
+            if named := [each.name for each in _OF_ZONES if getattr(self, each.name) != each.default]:
+                raise DefinitionError(f"{', '.join(named)}: that is said of zones, so say zoned as well")
+            return None
+        return ZoneLayout(
+            size=self.zone_size,
+            capacity=self.zone_capacity,
+            extension=self.zone_extension,
+            most_open=self.max_open,
+            most_active=self.max_active,
+            zrwa=self.zrwa,
+        )
+
+    def open(self) -> Namespace:
+        """The namespace, its storage open. Raises `StorageError` and `DefinitionError`."""
+        shape = {name: getattr(self, name) for name in ("block_size", "metadata", "extended", "shared")}
+        layout = self.layout
+        storage = open_storage(self.backend)
+        try:
+            return Namespace(storage, zoned=layout, **shape)
+        except BaseException:
+            storage.close()
+            raise
+
+
+_OF_ZONES = [each for each in fields_of(NamespaceOptions) if each.name.startswith(("zone_", "max_", "zrwa"))]
+"""What can be said of a namespace only if it is zoned."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SocketOptions:
+    """Who may connect to a socket.
+
+    Parameters
+    ----------
+    socket_mode
+        Permission bits of the socket's file in octal, as "660": to connect takes the right to write.
+    socket_owner
+        USER:GROUP, USER or :GROUP, by name or number, as for chown.
+    allow_user
+        Serve only processes of these users, by name or number.
+    allow_group
+        Serve only processes that are in these groups, by name or number.
+    """
+
+    socket_mode: str | None = None
+    socket_owner: str | None = None
+    allow_user: tuple[str, ...] = ()
+    allow_group: tuple[str, ...] = ()
+
+    @property
+    def access(self) -> dict[str, Any]:
+        """As arguments for `Server`. Raises `SetupError` for a mode that is no octal number."""
+        return {
+            "mode": self.mode,
+            "owner": self.socket_owner,
+            "allow_users": self.allow_user,
+            "allow_groups": self.allow_group,
+        }
+
+    @property
+    def mode(self) -> int | None:
+        """The permission bits."""
+        try:
+            return None if self.socket_mode is None else int(self.socket_mode, 8)
+        except ValueError as error:
+            raise SetupError(
+                f"socket_mode {self.socket_mode!r}: write the permission bits in octal, as 660"
+            ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControllerOptions:
+    """How a controller is made, and how its queues are served.
+
+    Parameters
+    ----------
+    vectors
+        How many MSI-X vectors the controller has: the most a guest can spread its queues over. With 0
+        it has MSI and INTx: QEMU up to 11.1 ends itself when a vfio-user device with MSI-X is unplugged.
+    io_queues
+        Pairs of I/O queues, at most.
+    queue_entries
+        Entries of an I/O queue, at most.
+    mdts
+        The largest transfer of a command, as a power of two of 4 KiB pages.
+    doorbells
+        How the guest tells of new commands. shadow: in its own memory, silently while a poller looks, with
+        a message only when that sleeps (needs a driver that can, as Linux's). mmap: in a page that the
+        client maps and a poller looks at all the time. trapped: by messages only. auto: mmap for a client
+        that knows no other way, as SPDK's driver; else shadow.
+    pollers
+        Threads that serve the queues, spread over them. 0: the thread that serves the socket does it.
+        Without the option one, or none where Numba is not installed.
+    spin
+        Microseconds a poller looks for more before it naps, at most; it spins less when that is in vain.
+    nap
+        Microseconds between looks at mapped doorbells after a while without commands, at most.
+    """
+
+    vectors: Annotated[int, Between(0, 256)] = 33
+    io_queues: Annotated[int, Between(1, 511)] = 32
+    queue_entries: Annotated[int, Between(2, 1 << 16)] = 1024
+    mdts: Annotated[int, Between(1, 16)] = 7
+    doorbells: Doorbells = "auto"
+    pollers: Annotated[int, Between(0, 64)] | None = None
+    spin: Annotated[int, Between(0, 10**6)] = Tuning.spin
+    nap: Annotated[int, Between(1, 10**6)] = Tuning.longest_poll
+
+    @property
+    def tuning(self) -> Tuning:
+        """How the queues are served."""
+        pollers = int(available()) if self.pollers is None else self.pollers
+        return Tuning(pollers=pollers, spin=self.spin, longest_poll=self.nap)
+
+    def open(self, subsystem: Subsystem) -> Nvme:
+        """One more controller of ``subsystem``. Raises `DefinitionError`."""
+        return Nvme(
+            subsystem=subsystem,
+            vectors=self.vectors,
+            io_queues=self.io_queues,
+            queue_entries=self.queue_entries,
+            mdts=self.mdts,
+            doorbells=self.doorbells,
+            tuning=self.tuning,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlacedController(ControllerOptions, SocketOptions):
+    """A controller and who may be its client.
+
+    Parameters
+    ----------
+    profile
+        What clients are taken for. auto: what their first message says.
+    """
+
+    profile: ProfileName = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedController(PlacedController):
+    """A controller and the socket it is served on.
+
+    Parameters
+    ----------
+    socket
+        The UNIX socket to listen on.
+    fd
+        Listen on this inherited descriptor instead; a connected one serves that one client.
+    """
+
+    socket: str | None = None
+    fd: int | None = None
+
+    def listen(self, device: DeviceContract, kind: Callable[..., Server] = Server) -> Server:
+        """A server for ``device``, made by ``kind``, that listens already. Raises `SetupError`."""
+        path = None if self.socket is None else Path(self.socket)
+        return kind(device, path, fd=self.fd, profile=self.profile, **self.access)
+
+    @property
+    def place(self) -> str:
+        """Where it is served, for people."""
+        return f"descriptor {self.fd}" if self.socket is None else self.socket

@@ -1,0 +1,65 @@
+"""Linux boots from the disk itself: by PC firmware, by UEFI, by UEFI that trusts only what is signed."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from outboard import Server
+from outboard.devices.nvme import Namespace, Nvme, Subsystem
+from outboard.storage import RamStorage, open_storage
+from outboard.testing.guest import Attach, Guest, linux_disk
+from tests.guest.linux import complaints, disk_of
+
+pytestmark = pytest.mark.guest
+
+MANY = 256
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return linux_disk(tmp_path_factory.mktemp("boot") / "linux.img")
+
+
+@contextmanager
+def booted(image: Path, firmware: str, *others: Namespace | RamStorage) -> Iterator[Guest]:
+    """A machine that booted from ``image``, namespace 1 of a controller that has ``others``, too."""
+    disks = Subsystem(open_storage(str(image)), *others, serial="BOOT")
+    socket = image.parent / f"{firmware}.sock"
+    with (
+        Server(Nvme(subsystem=disks), socket).start(),
+        Guest(
+            [Attach(socket, bootindex=0)],
+            kernel="disk",
+            firmware=firmware,  # type: ignore[arg-type]
+            logs=image.parent / firmware,
+        ) as guest,
+    ):
+        yield guest
+    disks.namespaces[1].storage.close()
+
+
+@pytest.mark.point("B01", "B06")
+def test_seabios_boots_linux_by_grub_beside_255_more_namespaces(image: Path) -> None:
+    with booted(image, "seabios", *(RamStorage(1 << 20) for _ in range(MANY - 1))) as guest:
+        assert "outboard: GRUB on pc" in guest.console
+        assert "efi" not in guest.run("ls /sys/firmware").split()
+        assert guest.run("ls -d /sys/block/nvme*n* | wc -l").strip() == str(MANY)
+        assert disk_of(guest, MANY)
+        assert complaints(guest) == []
+
+
+@pytest.mark.point("B06", "P147")
+def test_ovmf_boots_linux_by_grub_beside_255_more_namespaces(image: Path) -> None:
+    with booted(image, "ovmf", *(RamStorage(1 << 20) for _ in range(MANY - 1))) as guest:
+        assert "outboard: GRUB on efi" in guest.console
+        assert guest.run("ls -d /sys/block/nvme*n* | wc -l").strip() == str(MANY)
+        assert complaints(guest) == []
+
+
+@pytest.mark.point("B02")
+def test_ovmf_boots_with_secure_boot(image: Path) -> None:
+    with booted(image, "secure", Namespace(RamStorage(1 << 20), 4096)) as guest:
+        assert "secureboot: Secure boot enabled" in guest.run("dmesg")
+        assert guest.run(f"blockdev --getss {disk_of(guest, 2)}").strip() == "4096"
