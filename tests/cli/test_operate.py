@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+import socket
 import subprocess
 import urllib.request
 from collections.abc import Iterator
@@ -105,6 +106,9 @@ def test_two_controllers_serve_one_disk_that_is_operated_meanwhile(
         assert driver.namespaces() == [1]
         assert asked("namespace", "remove", "2") is None
 
+        assert asked("fault", "inject", '{"opcode": "read", "lba": 8, "status": [2, 129]}')["id"] == 1
+        assert asked("fault", "remove", "1") is None
+
         (main,) = asked("stats")["subsystems"]
         first, second = main["controllers"]
         assert (first["writes"], first["connected"]) == (2, True)
@@ -166,6 +170,22 @@ def test_flags_have_a_control_socket_and_metrics_too(outboard: Outboard, tmp_pat
         process.terminate()
         process.communicate(timeout=60)
         assert process.returncode == 0
+
+
+def test_an_inherited_connection_ends_it_when_its_client_goes(tmp_path: Path) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX)
+    command = [str(PROGRAM), "nvme", "--namespace", "ram:1M", "--pollers", "0", "--fd", str(theirs.fileno())]
+    with ours, theirs, subprocess.Popen(command, pass_fds=[theirs.fileno()]) as process:
+        theirs.close()
+        ours.close()
+        assert process.wait(60) == 0
+
+
+def test_names_are_shown_as_they_are(operated: Operated, outboard: Outboard) -> None:
+    control = {"OUTBOARD_CONTROL": str(operated.folder / "control.sock")}
+    name = "[bold][red].img"
+    assert outboard("ctl", "namespace", "add", f"./{name},size=1M", **control).returncode == 0
+    assert name in outboard("ctl", "show", **control).stdout
 
 
 @pytest.mark.parametrize(

@@ -35,11 +35,20 @@ def test_a_namespace_that_is_added_is_seen_and_serves(ask: Ask, driver: NvmeDriv
         "block_size": 4096,
         "metadata": 0,
         "shared": True,
+        "zones": 0,
         "attached": [1, 2],
     }
     assert driver.namespaces() == [1, 2, 3]
     driver.write(3, 4096, b"x" * 4096)
     assert driver.read(3, 4096, 4096) == b"x" * 4096
+
+
+def test_a_namespace_of_zones_is_described_by_their_size(ask: Ask, driver: NvmeDriver) -> None:
+    zones = {"zoned": True, "zone_size": "256K", "zone_capacity": "128K", "max_open": 2, "max_active": 3}
+    added = ask("namespace.add", backend="ram:1M", block_size=4096, **zones)
+    assert (added["zones"], added["size"], added["storage"]) == (4, 1 << 20, "ram:1M")
+    with pytest.raises(RemoteError, match="max_open: that is said of zones"):
+        ask("namespace.add", backend="ram:1M", max_open=2)
 
 
 def test_both_paths_lead_to_the_same_blocks(ask: Ask, driver: NvmeDriver, tmp_path: Path) -> None:
@@ -109,6 +118,25 @@ def test_what_cannot_be_is_refused_and_changes_nothing(
         ask(method, **params)
     assert sentence in refused.value.sentence
     assert ask("subsystem.show") == before
+
+
+def test_faults_are_injected_told_and_lifted(ask: Ask, driver: NvmeDriver) -> None:
+    fault = {"opcode": "read", "lba": [8, 15], "status": [2, 0x81], "dnr": True}
+    injected = ask("fault.inject", fault=fault)
+    with pytest.raises(RemoteError, match="Read"):
+        driver.read(1, 8 * 512, 512)
+    driver.read(1, 0, 512)
+    (told,) = ask("fault.list")
+    assert (told["id"], told["matched"], told["struck"]) == (injected["id"], 1, 1)
+    assert told["fault"]["lba"] == [8, 15]
+    ask("fault.remove", id=injected["id"])
+    assert ask("fault.list") == []
+    driver.read(1, 8 * 512, 512)
+    with pytest.raises(RemoteError, match="a fault has no 'lbas'"):
+        ask("fault.inject", fault={"opcode": "read", "lbas": 8})
+    ask("fault.inject", fault=fault)
+    assert ask("fault.clear") is None
+    assert ask("fault.list") == []
 
 
 def test_controllers_come_and_go_while_the_others_serve(ask: Ask, driver: NvmeDriver, tmp_path: Path) -> None:

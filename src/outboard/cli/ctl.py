@@ -18,7 +18,7 @@ from outboard.errors import SetupError
 from outboard.operation.control.client import ControlClient
 from outboard.operation.control.method import Method
 from outboard.operation.control.methods import METHODS
-from outboard.operation.declared import Field, Size
+from outboard.operation.declared import Field, Size, from_text
 
 VARIABLE = "OUTBOARD_CONTROL"
 SHORT = {"show": "subsystem.show", "stats": "statistics.get"}
@@ -91,11 +91,15 @@ def application(tell: Callable[[str, dict[str, Any]], None]) -> App:
 
 def _command(method: Method, tell: Callable[[str, dict[str, Any]], None]) -> Callable[..., None]:
     """A function that calls a method, with the parameters of that, for cyclopts to read."""
+    kinds = {each.name: each.kind for each in method.fields}
     required = [each.name for each in method.fields if each.required]
 
     def run(*arguments: Any, **options: Any) -> None:
         given = dict(zip(required, arguments, strict=True)) | options
-        tell(method.name, {name: value for name, value in given.items() if value is not None})
+        given = {name: value for name, value in given.items() if value is not None}
+        for name, value in given.items():
+            given[name] = from_text(kinds[name], value) if isinstance(value, str) else value
+        tell(method.name, given)
 
     ordered = sorted(method.fields, key=lambda each: not each.required)
     # cyclopts reads the signature, not the function.
@@ -125,8 +129,8 @@ def _told(kind: Any, meaning: str) -> Any:
 
 
 def _plain(kind: Any) -> Any:
-    """The annotation without what narrows it, which the server checks; a size is text."""
-    if kind == Size:
+    """The annotation without what narrows it, which the server checks; a size is text, a table is JSON."""
+    if kind == Size or get_origin(kind) is dict:
         return str
     return _plain(get_args(kind)[0]) if get_origin(kind) is Annotated else kind
 

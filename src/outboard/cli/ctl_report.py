@@ -24,7 +24,7 @@ def as_text(value: Any) -> RenderableType:
         if _is_long(inner):
             below += [Text(""), Text(_title(name), style="bold"), as_text(inner)]
         else:
-            lines.add_row(Text(_title(name), style="dim"), shown(name, inner))
+            lines.add_row(Text(_title(name), style="dim"), Text(shown(name, inner)))
     return Group(lines, *below)
 
 
@@ -35,7 +35,7 @@ def table(rows: list[dict[str, Any]]) -> RenderableType:
     for name in columns:
         made.add_column(_title(name), justify="right" if _is_number(rows[0][name]) else "left")
     for row in rows:
-        made.add_row(*(shown(name, row[name]) for name in columns))
+        made.add_row(*(Text(shown(name, row[name])) for name in columns))
     below: list[RenderableType] = []
     for row in rows:
         for name, inner in row.items():
@@ -63,13 +63,13 @@ def statistics(found: dict[str, Any]) -> RenderableType:
     parts: list[RenderableType] = []
     for subsystem in found["subsystems"]:
         made = Table(box=None, header_style="dim", pad_edge=False)
-        made.add_column(f"controllers of {subsystem['name']}", style="dim")
+        made.add_column(Text(f"controllers of {subsystem['name']}"), style="dim")
         for controller in subsystem["controllers"]:
             made.add_column(str(controller["cntlid"]), justify="right")
         flat = [{**each, **each["counters"]} for each in subsystem["controllers"]]
         for name in flat[0] if flat else ():
             if name not in ("cntlid", "counters", "queues"):
-                made.add_row(_title(name), *(shown(name, each.get(name)) for each in flat))
+                made.add_row(_title(name), *(Text(shown(name, each.get(name))) for each in flat))
         parts += [made, Text("")]
         for controller in subsystem["controllers"]:
             if controller["queues"]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from outboard.cli.access import Access
 from outboard.cli.log import log_to_stderr
@@ -55,7 +56,7 @@ def announce(title: str, places: Sequence[Path | None], bootable: bool) -> None:
     console = Console(highlight=False, soft_wrap=True)
     sockets = [place for place in places if place is not None]
     where = [str(place or "an inherited descriptor") for place in places]
-    console.print(f"[bold]{title}[/] on {', '.join(where)}; Ctrl-C ends it")
+    console.print(f"[bold]{escape(title)}[/] on {escape(', '.join(where))}; Ctrl-C ends it")
     if not sockets:
         return
     console.print("[dim]QEMU 10.1 or newer attaches it with (2G: the size of the guest's memory)[/]")

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 from rich.console import Console, Group
 from rich.table import Table
+from rich.text import Text
 
 from outboard.cli.ctl import ControlSocket, connect
 from outboard.cli.top_rates import TABLES, Row, tables_of
@@ -81,6 +82,6 @@ def as_text(tables: dict[str, list[Row]]) -> Group:
         for column in columns:
             made.add_column(column.title, justify="right" if column.number else "left")
         for row in tables[name]:
-            made.add_row(*(column.shown(row[column.key]) for column in columns))
+            made.add_row(*(Text(column.shown(row[column.key])) for column in columns))
         parts.append(made)
     return Group(*parts)

@@ -126,12 +126,12 @@ class TopView(App[None]):
             table.scroll_to(y=place, animate=False)
         self._summarise()
 
-    def _cells(self, column: Column, rows: list[Row]) -> list[str]:
+    def _cells(self, column: Column, rows: list[Row]) -> list[Text]:
         """A column: its title and what is in its lines, numbers to the right."""
         mark = " ▾" if column.key == self.sort_key else ""
         texts = [column.title + mark, *(column.shown(row[column.key]) for row in rows)]
         width = max(map(len, texts))
-        return [text.rjust(width, NO_BREAK_SPACE) if column.number else text for text in texts]
+        return [Text(text.rjust(width, NO_BREAK_SPACE) if column.number else text) for text in texts]
 
     def _summarise(self) -> None:
         rows = self.shown[SORTED]

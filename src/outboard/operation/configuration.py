@@ -93,7 +93,7 @@ class MetricsOptions:
     Parameters
     ----------
     listen
-        HOST:PORT to listen on; port 0 takes a free one.
+        HOST:PORT to listen on; without a host every address of the machine, with port 0 a free port.
     """
 
     listen: str = DEFAULT_LISTEN

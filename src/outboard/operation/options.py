@@ -18,6 +18,9 @@ from outboard.server import Server
 from outboard.server.profiles import ProfileName
 from outboard.storage import open_storage
 
+SHAPE = ("block_size", "metadata", "extended", "shared", "tracked")
+"""What `Namespace` has under the same names."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class NamespaceOptions:
@@ -37,6 +40,9 @@ class NamespaceOptions:
         The host has the metadata of a block right behind it, instead of in a buffer of its own.
     shared
         Several controllers may have it. Without that it is the first controller's.
+    tracked
+        It is remembered which blocks are deallocated, so that a host may ask for an error when it reads one.
+        Writes are slower.
     zoned
         Its blocks are in zones, each of which is written from its beginning to its end.
     zone_size
@@ -59,6 +65,7 @@ class NamespaceOptions:
     metadata: Size = 0
     extended: bool = False
     shared: bool = True
+    tracked: bool = False
     zoned: bool = False
     zone_size: Size = 64 << 20
     zone_capacity: Size = 0
@@ -107,7 +114,7 @@ class NamespaceOptions:
 
     def open(self) -> Namespace:
         """The namespace, its storage open. Raises `StorageError` and `DefinitionError`."""
-        shape = {name: getattr(self, name) for name in ("block_size", "metadata", "extended", "shared")}
+        shape = {name: getattr(self, name) for name in SHAPE}
         layout = self.layout
         storage = open_storage(self.backend)
         try:

@@ -8,7 +8,7 @@ from outboard.devices.nvme.admin import ADMIN_COMMANDS
 from outboard.devices.nvme.command import Command
 from outboard.devices.nvme.io import IO_COMMANDS
 from outboard.devices.nvme.layouts import ERROR_ENTRY, FIRMWARE_LOG, HEALTH_LOG
-from outboard.devices.nvme.spec import BROADCAST, AdminOpcode, IoOpcode, LogId
+from outboard.devices.nvme.spec import BROADCAST, AdminOpcode, Csi, IoOpcode, LogId
 from outboard.devices.nvme.status import Status
 from tests.devices.nvme.bench import Bench
 from tests.devices.nvme.driver import PAGE, Driver, do_not_retry, ended
@@ -34,7 +34,7 @@ def test_the_supported_pages_are_those_that_can_be_read(driver: Driver) -> None:
 def test_the_effects_log_names_the_commands_that_are_executed(driver: Driver) -> None:
     effects = struct.unpack("<1024I", get(driver, LogId.COMMANDS_EFFECTS))
     assert [opcode for opcode in range(256) if effects[opcode] & 1] == sorted(ADMIN_COMMANDS)
-    executed = sorted(opcode for opcode, io in IO_COMMANDS.items() if io.csi is None)
+    executed = sorted(opcode for opcode, io in IO_COMMANDS.items() if io.csi in (None, Csi.NVM))
     assert [opcode for opcode in range(256) if effects[256 + opcode] & 1] == executed
     changing = [opcode for opcode in range(256) if effects[256 + opcode] & 2]
     assert changing == [

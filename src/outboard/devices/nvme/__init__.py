@@ -4,6 +4,7 @@
 `Nvme`                    the device: ``Nvme(open_storage("ram:256M"))``
 `Namespace`               a storage with a block size, where 512 bytes will not do
 `Subsystem`               namespaces that several controllers share
+`PlacementLayout`         what lets hosts say which data belongs together
 `ZoneLayout`              what makes a namespace a zoned one; `ZoneState`: what its zones are in
 `Tuning`                  how many pollers serve it, and how they wait
 `Doorbells`               how the host tells of new commands
@@ -23,6 +24,7 @@ from outboard.devices.nvme.datapath.tuning import Tuning
 from outboard.devices.nvme.faults import Fault
 from outboard.devices.nvme.function import Doorbells, Nvme
 from outboard.devices.nvme.namespace import Namespace
+from outboard.devices.nvme.placement import PlacementLayout
 from outboard.devices.nvme.store import Store
 from outboard.devices.nvme.subsystem import Subsystem
 from outboard.devices.nvme.zone import ZoneState
@@ -33,6 +35,7 @@ __all__ = [
     "Fault",
     "Namespace",
     "Nvme",
+    "PlacementLayout",
     "Store",
     "Subsystem",
     "Tuning",

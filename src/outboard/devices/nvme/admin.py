@@ -1,5 +1,6 @@
 """The admin commands (NVMe Base 2.0, 5): which opcode is executed by whom, and the small ones."""
 
+from outboard.devices.nvme import placement_commands
 from outboard.devices.nvme.command import Command
 from outboard.devices.nvme.command_set import CHANGES_CONTROLLER, AdminCommand
 from outboard.devices.nvme.features import get_features, set_features
@@ -82,4 +83,5 @@ ADMIN_COMMANDS: dict[int, AdminCommand] = {
     AdminOpcode.ASYNC_EVENT_REQUEST: AdminCommand(async_event_request),
     AdminOpcode.KEEP_ALIVE: AdminCommand(keep_alive),
     AdminOpcode.DOORBELL_BUFFER_CONFIG: AdminCommand(doorbell_buffer_config, pausing=True),
+    **placement_commands.ADMIN_COMMANDS,
 }

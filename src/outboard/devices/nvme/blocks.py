@@ -68,8 +68,17 @@ def check_readable(state: State, space: Namespace, slba: int, count: int) -> Non
             )
 
 
-def written(state: State, space: Namespace, slba: int, count: int) -> None:
-    """Blocks were written: whatever was wrong with them is not any more."""
+def written(state: State, space: Namespace, slba: int, count: int, identifier: int | None = None) -> None:
+    """Blocks were written: whatever was wrong with them is not any more.
+
+    ``identifier`` is where the host has placed them, if it has.
+    """
+    _mend(state, space, slba, count)
+    if space.placed is not None and state.subsystem.placement is not None:
+        state.subsystem.placement.write(space, space.placed, slba, count, identifier)
+
+
+def _mend(state: State, space: Namespace, slba: int, count: int) -> None:
     if space.deallocated is not None:
         space.deallocated.remove(slba, slba + count)
     if space.uncorrectable.first(slba, slba + count) is not None:
@@ -79,9 +88,11 @@ def written(state: State, space: Namespace, slba: int, count: int) -> None:
 
 def deallocated(state: State, space: Namespace, slba: int, count: int) -> None:
     """Blocks were deallocated."""
-    written(state, space, slba, count)
+    _mend(state, space, slba, count)
     if space.deallocated is not None:
         space.deallocated.add(slba, slba + count)
+    if space.placed is not None and state.subsystem.placement is not None:
+        state.subsystem.placement.discard(space, space.placed, slba, count)
 
 
 def keep_uncorrectable(state: State, space: Namespace) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from outboard.devices.nvme import placement_reports
 from outboard.devices.nvme.command import Command
 from outboard.devices.nvme.spec import BROADCAST, FeatureId, Select
 from outboard.devices.nvme.status import CommandFailed, Status
@@ -371,4 +372,8 @@ FEATURES: dict[int, Feature] = {
     FeatureId.TIMESTAMP: Feature(_get_timestamp, _set_timestamp),
     FeatureId.HOST_BEHAVIOR_SUPPORT: Feature(_get_behavior, _set_behavior),
     FeatureId.COMMAND_SET_PROFILE: Feature(_get_command_sets, _set_command_sets),
+    FeatureId.FLEXIBLE_DATA_PLACEMENT: Feature(placement_reports.get_enabled, placement_reports.set_enabled),
+    FeatureId.PLACEMENT_EVENTS: Feature(
+        placement_reports.get_noted, placement_reports.set_noted, namespace_specific=True
+    ),
 }

@@ -8,6 +8,7 @@ from outboard.devices.nvme.command import Command
 from outboard.devices.nvme.copying import FORMATS_OFFERED, MOST_BLOCKS, MOST_BLOCKS_OF_RANGE, MOST_RANGES
 from outboard.devices.nvme.fused import FUSES
 from outboard.devices.nvme.namespace import FORMATS, Names, Namespace
+from outboard.devices.nvme.placement import ENDURANCE_GROUP
 from outboard.devices.nvme.sgl import BIT_BUCKETS, DWORD_ALIGNED, LONGER_THAN_DATA
 from outboard.devices.nvme.spec import BROADCAST, VERSION, AdminOpcode, Cns, Csi, IoOpcode
 from outboard.devices.nvme.state import NAMESPACE_NOTICES, State
@@ -51,6 +52,9 @@ _DEALLOCATED_ERRORS = 1 << 2
 _EXTENDED_BLOCKS, _SEPARATE_METADATA = 1 << 0, 1 << 1
 """Bits of MC."""
 
+_ENDURANCE_GROUPS, _DATA_PLACEMENT = 1 << 4, 1 << 19
+"""Bits of CTRATT."""
+
 _EUI64, _NGUID, _UUID, _CSI = 1, 2, 3, 4
 """Types of namespace identification descriptors."""
 
@@ -82,6 +86,8 @@ def controller(state: State) -> bytes:
         rtd3e=20_000_000,  # microseconds a shutdown may take: a host's file cache may have to reach a disk
         oacs=_bits(_OACS, state.commands.admin) | (_DOORBELL_BUFFER_CONFIG if state.plane.shadowable else 0),
         oaes=NAMESPACE_NOTICES | ZONE_NOTICES,
+        ctratt=_ENDURANCE_GROUPS | _DATA_PLACEMENT if subsystem.placement is not None else 0,
+        endgidmax=ENDURANCE_GROUP if subsystem.placement is not None else 0,
         cntrltype=1,
         acl=limits.aborts - 1,
         aerl=limits.event_requests - 1,
@@ -134,6 +140,7 @@ def namespace(state: State, space: Namespace) -> bytes:
         mc=_SEPARATE_METADATA | _EXTENDED_BLOCKS,
         nmic=int(space.shared),
         dlfeat=_after_deallocation(space),
+        endgid=ENDURANCE_GROUP if space.placed is not None else 0,
         nvmcap=space.blocks * (space.block_size + space.metadata),
         nguid=names.nguid,
         eui64=names.eui64,
@@ -198,7 +205,9 @@ def _csi_controller(state: State, command: Command) -> bytes:
 
 def _independent_namespace(state: State, command: Command) -> bytes:
     space = state.namespace(command.nsid)
-    return layouts.IDENTIFY_INDEPENDENT_NAMESPACE.encode(nmic=int(space.shared), nstat=1)
+    return layouts.IDENTIFY_INDEPENDENT_NAMESPACE.encode(
+        nmic=int(space.shared), endgid=ENDURANCE_GROUP if space.placed is not None else 0, nstat=1
+    )
 
 
 def _command_set(command: Command) -> int:
@@ -231,6 +240,12 @@ def _command_sets(state: State, command: Command) -> bytes:
     return struct.pack("<Q", 1 << Csi.NVM | 1 << Csi.ZONED).ljust(SIZE, b"\0")
 
 
+def _endurance_groups(state: State, command: Command) -> bytes:
+    first = command.cdw11 & 0xFFFF
+    found = [ENDURANCE_GROUP] if state.subsystem.placement is not None and first <= ENDURANCE_GROUP else []
+    return struct.pack(f"<{1 + len(found)}H", len(found), *found).ljust(SIZE, b"\0")
+
+
 def _text(text: str, width: int) -> bytes:
     return text.encode("ascii").ljust(width)
 
@@ -244,6 +259,7 @@ STRUCTURES: dict[int, Callable[[State, Command], bytes]] = {
     Cns.CSI_CONTROLLER: _csi_controller,
     Cns.CSI_ACTIVE_NAMESPACES: _csi_active_namespaces,
     Cns.CSI_INDEPENDENT_NAMESPACE: _independent_namespace,
+    Cns.ENDURANCE_GROUPS: _endurance_groups,
     Cns.CSI_ALLOCATED_NAMESPACES: _allocated_by_set,
     Cns.CSI_ALLOCATED_NAMESPACE: _allocated_of_set,
     Cns.COMMAND_SETS: _command_sets,

@@ -6,7 +6,7 @@ Every command waits for storage, and is a `Work` for that reason.
 import struct
 from functools import partial
 
-from outboard.devices.nvme import copying, verify, zone_commands
+from outboard.devices.nvme import copying, placement, placement_commands, verify, zone_commands
 from outboard.devices.nvme.admission import Access
 from outboard.devices.nvme.blocks import (
     BLOCK_STATES,
@@ -60,6 +60,7 @@ def write(state: State, command: Command) -> Work:
     """Execute Write. All of the guest's data is here before the first byte is stored."""
     space = state.namespace(command.nsid)
     offset, size = extent(state, space, command)
+    identifier = placement.directive(space, command)
     data = fetch(state.bus, command, size)
     try:
         with space.writing(command.slba, block_count(command)):
@@ -67,7 +68,7 @@ def write(state: State, command: Command) -> Work:
             yield from settle(state, space, command.cdw12, offset, size)
     except StorageError as error:
         raise media_error(state, Status.WRITE_FAULT, error) from error
-    written(state, space, command.slba, block_count(command))
+    written(state, space, command.slba, block_count(command), identifier)
     state.health.writes += 1
     state.health.bytes_written += size
     return 0
@@ -138,7 +139,7 @@ def dataset_management(state: State, command: Command) -> Work:
     return 0
 
 
-CONDITIONS = (BLOCK_STATES, SERIALIZED, zone_commands.ZONES)
+CONDITIONS = (BLOCK_STATES, SERIALIZED, zone_commands.ZONES, placement.PLACED)
 """What may be in the way of the commands."""
 
 IO_COMMANDS: dict[int, IoCommand] = {
@@ -151,4 +152,5 @@ IO_COMMANDS: dict[int, IoCommand] = {
     **verify.COMMANDS,
     **copying.COMMANDS,
     **zone_commands.commands(write),
+    **placement_commands.IO_COMMANDS,
 }

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from outboard.devices.nvme import layouts
+from outboard.devices.nvme import layouts, placement_reports
 from outboard.devices.nvme.command import Command
 from outboard.devices.nvme.spec import BROADCAST, Csi, LogId
 from outboard.devices.nvme.status import CommandFailed, Status
@@ -37,7 +37,7 @@ def get_log_page(state: "State", command: Command) -> int:
     size = ((command.cdw10 >> 16 | (command.cdw11 & 0xFFFF) << 16) + 1) * 4
     offset = command.cdw12 | command.cdw13 << 32
     page = LOG_PAGES.get(log)
-    if page is None:
+    if page is None or not _offered(state, log):
         raise CommandFailed(Status.INVALID_LOG_PAGE, f"there is no log page {log:#x}", location=40)
     if size > state.limits.transfer:
         raise CommandFailed(
@@ -60,8 +60,14 @@ def get_log_page(state: "State", command: Command) -> int:
     return 0
 
 
+def _offered(state: "State", log: int) -> bool:
+    if log in placement_reports.LOG_PAGES:
+        return state.subsystem.placement is not None
+    return log in LOG_PAGES
+
+
 def _supported(state: "State", command: Command) -> bytes:
-    return struct.pack("<256I", *(_SUPPORTED if log in LOG_PAGES else 0 for log in range(256)))
+    return struct.pack("<256I", *(_SUPPORTED * _offered(state, log) for log in range(256)))
 
 
 def _errors(state: "State", command: Command) -> bytes:
@@ -120,5 +126,6 @@ LOG_PAGES: dict[int, LogPage] = {
     LogId.FIRMWARE_SLOT: _firmware,
     LogId.CHANGED_NAMESPACES: _changed_namespaces,
     LogId.COMMANDS_EFFECTS: _effects,
+    **placement_reports.LOG_PAGES,
     LogId.CHANGED_ZONES: changed_zones,
 }

@@ -11,9 +11,10 @@ which protection information takes for "not to be checked".
 import hashlib
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from outboard.devices.nvme.extents import Extents
 from outboard.devices.nvme.spec import Csi
@@ -23,6 +24,9 @@ from outboard.devices.nvme.zones import Zones
 from outboard.errors import DefinitionError
 from outboard.storage import Storage
 from outboard.storage.fast import Memory, Nothing, fast_of
+
+if TYPE_CHECKING:
+    from outboard.devices.nvme.placement import Placed
 
 _NAMES = uuid.UUID("5c1a7b0e-3f0d-5b6e-9d2a-6f7574626f61")
 
@@ -62,7 +66,8 @@ class Namespace:
     reads one (DULBE); the data plane leaves writes to Python then. ``attached`` are the controllers that have
     it, by their identifiers; ``nsid`` is given by the subsystem.
 
-    With ``zoned`` its blocks are in `zones`, and it is of the zoned command set.
+    With ``zoned`` its blocks are in `zones`, and it is of the zoned command set. ``placement_handles`` are
+    the reclaim unit handles by which a host may place data in it, of a subsystem that has such.
 
     Raises `DefinitionError` for another block size, or a storage smaller than one block, or one zone.
 
@@ -79,6 +84,7 @@ class Namespace:
     csi: Csi = Csi.NVM
     tracked: bool = False
     zoned: ZoneLayout | None = None
+    placement_handles: Sequence[int] = ()
     nsid: int = field(default=0, init=False)
     attached: set[int] = field(default_factory=set, init=False)
     blocks: int = field(default=0, init=False)
@@ -86,6 +92,7 @@ class Namespace:
     deallocated: Extents | None = field(default=None, init=False)
     serialized: bool = field(default=False, init=False)
     zones: Zones | None = field(default=None, init=False)
+    placed: "Placed | None" = field(default=None, init=False)
     _alone: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     def __post_init__(self) -> None:

@@ -41,6 +41,7 @@ def save(state: State) -> Saved:
         "zones": {
             str(nsid): zones for nsid, space in state.attached.items() if (zones := _save_zones(space))
         },
+        "placement": state.subsystem.placement.save() if state.subsystem.placement is not None else None,
         "changed_zones": {str(nsid): list(changed) for nsid, changed in state.changed_zones.items()},
         "health": [*state.health.totals, state.health.media_errors],
         "errors": {"count": state.errors.count, "entries": [entry.hex() for entry in state.errors.entries]},
@@ -82,6 +83,8 @@ def restore(state: State, saved: Mapping[str, Any]) -> None:
     state.changed_namespaces |= {int(nsid) for nsid in saved["changed_namespaces"]}
     for nsid, zones in saved["zones"].items():
         _restore_zones(state.attached[int(nsid)], zones)
+    if (placement := state.subsystem.placement) is not None and saved["placement"] is not None:
+        placement.restore(saved["placement"])
     for nsid, changed in saved["changed_zones"].items():
         state.changed_zones[int(nsid)] = {int(slba): None for slba in changed}
     health = state.health

@@ -13,6 +13,7 @@ from outboard.devices.nvme.extents import Extents
 from outboard.devices.nvme.injection import Faults
 from outboard.devices.nvme.monitor import Monitor
 from outboard.devices.nvme.namespace import Namespace, derived_uuid
+from outboard.devices.nvme.placement import Placement, PlacementLayout
 from outboard.devices.nvme.store import Store
 from outboard.errors import DefinitionError
 from outboard.storage import Storage, VolatileStorage, layers
@@ -29,7 +30,8 @@ class Subsystem:
     ``serial`` (20 characters at most, printable ASCII) is what hosts tell subsystems and namespaces
     apart by: keep it, and they are recognised after a restart. ``model`` has 40 characters at most.
     ``most_namespaces`` is the largest namespace identifier there can ever be (NN): firmware asks for each.
-    ``store`` is what outlives a power cycle. ``faults`` are those that a test has injected.
+    ``store`` is what outlives a power cycle. ``faults`` are those that a test has injected. With ``placement``
+    hosts may say which data belongs together.
 
     Raises `DefinitionError`.
 
@@ -48,12 +50,14 @@ class Subsystem:
         model: str = "outboard NVMe",
         most_namespaces: int = 32,
         store: Store | None = None,
+        placement: PlacementLayout | None = None,
     ) -> None:
         _check_text("serial", serial, 20)
         _check_text("model", model, 40)
         self.serial, self.model = serial, model
         self.most_namespaces = max(most_namespaces, len(namespaces))
         self.store = store or Store()
+        self.placement = Placement(placement) if placement is not None else None
         self.turn = Monitor()
         self.namespaces: dict[int, Namespace] = {}
         self.controllers: dict[int, State] = {}
@@ -89,6 +93,7 @@ class Subsystem:
                 raise DefinitionError(f"namespace {nsid} is there already")
             space.nsid = nsid
             space.uncorrectable = Extents(self.store.get(f"uncorrectable/{nsid}", []))
+            self._place(space)
             zone_events.belong(self, space)
             self.namespaces[nsid] = space
             for cntlid in self.controllers:
@@ -183,6 +188,12 @@ class Subsystem:
     def _reconfigure_all(self) -> None:
         for state in self.controllers.values():
             state.plane.configure()
+
+    def _place(self, space: Namespace) -> None:
+        if self.placement is not None and self.placement.enabled:
+            space.placed = self.placement.join(space)
+        elif space.placement_handles:
+            raise DefinitionError("placement handles are for a subsystem that has data placement enabled")
 
     def lose_power(self) -> None:
         """The power of the whole subsystem is gone and back, as by a subsystem reset."""

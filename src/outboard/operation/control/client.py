@@ -13,6 +13,7 @@ from outboard.operation.control.rpc import INTERNAL_ERROR
 
 TIMEOUT = 30.0
 RECEIVE_BYTES = 64 << 10
+MOST_ANSWER = 64 << 20
 
 
 class ControlClient:
@@ -88,6 +89,8 @@ class ControlClient:
             if not data:
                 raise ConnectionLost(f"{self.path} has closed the connection")
             self._inbox += data
+            if len(self._inbox) > MOST_ANSWER:
+                raise ValueError("an answer without an end")
         line = bytes(self._inbox[:end])
         del self._inbox[: end + 1]
         return line

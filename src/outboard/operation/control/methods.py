@@ -5,7 +5,7 @@ To add one, write a function in a module of this folder, and name it in that mod
 
 from typing import Any
 
-from outboard.operation.control import about_controllers, about_namespaces, about_service
+from outboard.operation.control import about_controllers, about_faults, about_namespaces, about_service
 from outboard.operation.control.method import Functions, Method
 from outboard.operation.service import Service
 
@@ -19,6 +19,7 @@ FUNCTIONS: Functions = {
     **about_service.FUNCTIONS,
     **about_namespaces.FUNCTIONS,
     **about_controllers.FUNCTIONS,
+    **about_faults.FUNCTIONS,
     "rpc.discover": discover,
 }
 METHODS = {name: Method.of(name, function) for name, function in FUNCTIONS.items()}

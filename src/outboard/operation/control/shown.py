@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from outboard.devices.nvme import Namespace
 from outboard.operation.service import ControllerServed, Served
 from outboard.operation.statistics import state_of
+from outboard.storage import Storage
 
 
 @dataclass(frozen=True, slots=True)
 class NamespaceShown:
-    """A namespace; sizes are bytes, ``attached`` are the controllers that have it."""
+    """A namespace; sizes are bytes, ``attached`` are the controllers that have it; 0 ``zones``: not zoned."""
 
     nsid: int
     storage: str
@@ -17,6 +18,7 @@ class NamespaceShown:
     block_size: int
     metadata: int
     shared: bool
+    zones: int
     attached: tuple[int, ...]
 
 
@@ -45,15 +47,23 @@ class SubsystemShown:
     controllers: tuple[ControllerShown, ...]
 
 
+def storage_name(storage: Storage) -> str:
+    """What people call a storage, whatever is around it."""
+    while (below := getattr(storage, "below", None)) is not None:
+        storage = below
+    return str(getattr(storage, "name", type(storage).__name__))
+
+
 def namespace_shown(space: Namespace) -> NamespaceShown:
     """What is said of a namespace."""
     return NamespaceShown(
         nsid=space.nsid,
-        storage=getattr(space.storage, "name", type(space.storage).__name__),
+        storage=storage_name(space.storage),
         size=space.blocks * space.block_size,
         block_size=space.block_size,
         metadata=space.metadata,
         shared=space.shared,
+        zones=len(space.zones.zones) if space.zones is not None else 0,
         attached=tuple(sorted(space.attached)),
     )
 
