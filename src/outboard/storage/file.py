@@ -104,7 +104,9 @@ class FileStorage:
         """Close the descriptor. What was not flushed is the kernel's to write, as always."""
         if not self._closed:
             self._closed = True
-            os.close(self.fd)
+            # Whoever still calls gets an error, and not another file that has this number now.
+            fd, self.fd = self.fd, -1
+            os.close(fd)
 
     def _failed(self, verb: str, error: OSError) -> StorageError:
         return StorageError(f"cannot {verb} {self.name}: {error.strerror}", errno=error.errno)

@@ -85,12 +85,16 @@ class Bench:
             self.device.dma_unmap(RAM_ADDRESS + start, half)
 
     def close(self) -> None:
+        spaces = list(self.device.subsystem.namespaces.values())
+        self.leave()
+        for space in spaces:
+            space.storage.close()
+
+    def leave(self) -> None:
+        """Close all but the namespaces, which others may have."""
         assert self.device.dma.live_views == 0
         assert not self.device.unhandled
-        spaces = list(self.device.subsystem.namespaces.values())
         self.device.disconnected()
         self.device.close()
         self.loop.close()
         os.close(self.fd)
-        for space in spaces:
-            space.storage.close()

@@ -1,16 +1,19 @@
 import os
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
-from outboard.devices.nvme import Namespace, Nvme
+from outboard.devices.nvme import Namespace, Nvme, Subsystem
 from outboard.devices.nvme.datapath.tuning import Tuning
 from outboard.native.jit import available
 from outboard.storage import RamStorage, Storage
 from tests.devices.nvme.bench import Bench
+from tests.devices.nvme.datapath.live import LiveBench
 from tests.devices.nvme.driver import Driver
 
 MakeBench = Callable[..., Bench]
+MakePaths = Callable[..., list[Bench]]
 
 
 @pytest.fixture(params=["plain", "native"])
@@ -38,6 +41,33 @@ def make_bench(lane: str) -> Iterator[MakeBench]:
     yield make
     for bench in benches:
         bench.close()
+
+
+@pytest.fixture
+def make_paths(lane: str) -> Iterator[MakePaths]:
+    """Make benches of controllers, two unless said otherwise, that share a subsystem.
+
+    With pollers they are live ones.
+    """
+    benches: list[Bench] = []
+    spaces: list[Namespace] = []
+
+    def make(
+        *namespaces: Namespace | Storage, count: int = 2, pollers: int = 0, **options: Any
+    ) -> list[Bench]:
+        subsystem = Subsystem(*namespaces or (RamStorage(8 << 20),), **options)
+        spaces.extend(subsystem.namespaces.values())
+        kind = LiveBench if pollers else Bench
+        tuning = Tuning(pollers=pollers, native=lane == "native", spin=5)
+        made = [kind(Nvme(subsystem=subsystem, tuning=tuning)) for _ in range(count)]
+        benches.extend(made)
+        return made
+
+    yield make
+    for bench in benches:
+        bench.leave()
+    for space in spaces:
+        space.storage.close()
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ def test_the_controller_says_what_drivers_look_at(driver: Driver) -> None:
     assert (data["mdts"], data["cntlid"], data["cntrltype"]) == (7, 1, 1)
     assert (data["acl"], data["aerl"], data["elpe"]) == (3, 3, 63)
     assert data["vwc"] == 7
-    assert data["oncs"] == 0b1_1101_1111
+    assert data["oncs"] == 0b1_1111_1111
     assert (data["oacs"], data["fuses"]) == (1 << 8 | 1 << 5, 1), "doorbell buffers, directives; fused pairs"
     assert data["sgls"] == 0x5_0002, "whole dwords, bit buckets, lists longer than the data"
     assert 0 < int(data["wctemp"]) < int(data["cctemp"])

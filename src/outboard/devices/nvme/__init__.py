@@ -5,6 +5,7 @@
 `Namespace`               a storage with a block size, where 512 bytes will not do
 `Subsystem`               namespaces that several controllers share
 `PlacementLayout`         what lets hosts say which data belongs together
+`AnaState`                how a controller can access a group of them
 `ZoneLayout`              what makes a namespace a zoned one; `ZoneState`: what its zones are in
 `Tuning`                  how many pollers serve it, and how they wait
 `Doorbells`               how the host tells of new commands
@@ -20,6 +21,7 @@ Python does, in turn), `admin` and `io` (the tables of commands; `command_set` s
 serves the I/O queues.
 """
 
+from outboard.devices.nvme.ana import AnaState
 from outboard.devices.nvme.datapath.tuning import Tuning
 from outboard.devices.nvme.faults import Fault
 from outboard.devices.nvme.function import Doorbells, Nvme
@@ -31,6 +33,7 @@ from outboard.devices.nvme.zone import ZoneState
 from outboard.devices.nvme.zone_layout import ZoneLayout
 
 __all__ = [
+    "AnaState",
     "Doorbells",
     "Fault",
     "Namespace",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from outboard.devices.nvme.command import Command
 from outboard.devices.nvme.namespace import Namespace
-from outboard.devices.nvme.spec import IoOpcode
+from outboard.devices.nvme.spec import BROADCAST, AdminOpcode, IoOpcode
 
 if TYPE_CHECKING:
     from outboard.devices.nvme.state import State
@@ -32,14 +32,16 @@ class Access(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """``check`` raises `CommandFailed` if the command may not be executed.
+    """``check`` raises `CommandFailed` if the I/O command may not be executed.
 
-    ``slow`` gives the commands, as bits of `EVERYTHING`, that only Python may execute on a namespace now.
-    Whoever changes what it depends on has the data planes look again (`Subsystem.reconfigure`).
+    ``check_admin`` does so for admin commands. ``slow`` gives the I/O commands, as bits of `EVERYTHING`, that
+    only Python may execute on a namespace now. Whoever changes what it depends on has the data planes look
+    again (`Subsystem.reconfigure`).
     """
 
     check: "Callable[[State, Namespace, Command, Access], None]"
     slow: "Callable[[State, Namespace], int]"
+    check_admin: "Callable[[State, Namespace, Command], None]" = lambda state, space, command: None
 
 
 def admit(state: "State", command: Command, access: Access) -> None:
@@ -48,6 +50,16 @@ def admit(state: "State", command: Command, access: Access) -> None:
     if space is not None:
         for condition in state.commands.conditions:
             condition.check(state, space, command, access)
+
+
+def admit_admin(state: "State", command: Command) -> None:
+    """Raise `CommandFailed` if anything is in the way of an admin command: on one namespace, or on all."""
+    spaces = state.subsystem.namespaces
+    everywhere = command.nsid == BROADCAST or command.opcode == AdminOpcode.SANITIZE
+    for space in list(spaces.values()) if everywhere else [spaces.get(command.nsid)]:
+        if space is not None:
+            for condition in state.commands.conditions:
+                condition.check_admin(state, space, command)
 
 
 def slow_opcodes(state: "State", space: Namespace) -> int:

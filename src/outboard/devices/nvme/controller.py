@@ -17,7 +17,7 @@ from enum import Enum
 from functools import partial
 
 from outboard.devices.nvme import fused
-from outboard.devices.nvme.admission import admit
+from outboard.devices.nvme.admission import admit, admit_admin
 from outboard.devices.nvme.command import Command
 from outboard.devices.nvme.datapath.loop import MORE
 from outboard.devices.nvme.events import INVALID_DOORBELL_REGISTER, INVALID_DOORBELL_VALUE
@@ -28,7 +28,7 @@ from outboard.devices.nvme.status import CommandFailed, Status, status_field
 from outboard.devices.nvme.strikes import Struck
 from outboard.devices.nvme.transfer import Abandoned, check_admin_flags, check_io_flags
 from outboard.devices.nvme.work import Call, Work, run_inline
-from outboard.devices.nvme.workers import Workers
+from outboard.devices.nvme.workers import Task, Workers
 from outboard.errors import DmaError, StorageError
 from outboard.loop import Loop
 from outboard.native.libc import SECOND
@@ -155,7 +155,7 @@ class Controller:
         """From now on storage that may block is called in threads of its own."""
         if self._workers is None:
             self._workers = Workers(loop, self.state.subsystem.turn)
-            self.state.drain = self._workers.drain
+            self.state.drain, self.state.rest = self._workers.drain, self._workers.rest
 
     def stop_workers(self) -> None:
         """End those threads, when what they do now is done."""
@@ -396,6 +396,7 @@ class Controller:
             raise CommandFailed(
                 Status.COMMAND_ID_CONFLICT, f"command {command.cid:#x} is outstanding", location=2
             )
+        admit_admin(state, command)
         with state.plane.paused() if admin.pausing else nullcontext():
             return admin.handler(state, command)
 
@@ -410,20 +411,19 @@ class Controller:
             end(sq, commands, outcome)
             return
         key = object()
-        over = False
 
         def ended(outcome: int | Exception) -> None:
-            nonlocal over
-            over = True
+            mine = self.state.outstanding.pop(key, None)
             if isinstance(outcome, Abandoned):
                 return
             end(sq, commands, outcome)
-            if self.state.outstanding.pop(key, None):
+            if mine and not self._processing:
                 self.progressed()
 
-        task = self._workers.start(work, ended)
-        if not over:
-            self.state.outstanding[key] = Outstanding(sq, commands, task)
+        task = Task(work, ended)
+        # At once: while it awaits guest memory another controller may take its namespace away.
+        self.state.outstanding[key] = Outstanding(sq, commands, task)
+        self._workers.begin(task)
 
     def _ended(self, sq: SubmissionQueue, commands: tuple[Command, ...], outcome: int | Exception) -> None:
         (command,) = commands

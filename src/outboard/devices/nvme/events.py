@@ -8,7 +8,7 @@ goes with it. Events for which no request is outstanding are kept, each kind onc
 from collections import deque
 from dataclasses import dataclass
 
-from outboard.devices.nvme.spec import ErrorEvent, EventType, LogId, NoticeEvent
+from outboard.devices.nvme.spec import ErrorEvent, EventType, IoEvent, LogId, NoticeEvent
 from outboard.devices.nvme.status import CommandFailed, Status
 
 
@@ -35,8 +35,13 @@ INVALID_DOORBELL_REGISTER = Event(
 )
 INVALID_DOORBELL_VALUE = Event(EventType.ERROR, ErrorEvent.INVALID_DOORBELL_VALUE, LogId.ERROR_INFORMATION)
 NAMESPACE_CHANGED = Event(EventType.NOTICE, NoticeEvent.NAMESPACE_ATTRIBUTE_CHANGED, LogId.CHANGED_NAMESPACES)
+ACCESS_CHANGED = Event(EventType.NOTICE, NoticeEvent.NAMESPACE_ACCESS_CHANGED, LogId.NAMESPACE_ACCESS)
+RESERVATION_CHANGED = Event(EventType.IO_SPECIFIC, IoEvent.RESERVATION, LogId.RESERVATION_NOTIFICATION)
 ZONE_CHANGED = Event(EventType.NOTICE, NoticeEvent.ZONE_DESCRIPTOR_CHANGED, LogId.CHANGED_ZONES)
 """Of the namespace that is its detail."""
+
+_EVENTS = (INVALID_DOORBELL_VALUE, NAMESPACE_CHANGED, ACCESS_CHANGED, RESERVATION_CHANGED, ZONE_CHANGED)
+"""One for each log that clears a type of events."""
 
 Ending = tuple[int, Status, int]
 """A command of the admin queue that ends now: ``(cid, status, result)``."""
@@ -74,7 +79,7 @@ class Events:
 
     def log_was_read(self, log: LogId) -> None:
         """The host read a log page, and did not ask to retain its event: it may be told the next one."""
-        for event in (INVALID_DOORBELL_VALUE, NAMESPACE_CHANGED, ZONE_CHANGED):
+        for event in _EVENTS:
             if event.log == log:
                 self.masked.discard(event.type)
 

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from outboard.devices.nvme import placement_reports
+from outboard.devices.nvme import ana, placement_reports
+from outboard.devices.nvme import reservation_features as held
 from outboard.devices.nvme.command import Command
 from outboard.devices.nvme.spec import BROADCAST, FeatureId, Select
 from outboard.devices.nvme.status import CommandFailed, Status
@@ -41,7 +42,7 @@ PLAIN: dict[int, Plain] = {
     FeatureId.VOLATILE_WRITE_CACHE: Plain(default=1, mask=1),
     FeatureId.INTERRUPT_COALESCING: Plain(default=0, mask=0xFFFF),
     FeatureId.WRITE_ATOMICITY: Plain(default=0, mask=1),
-    FeatureId.ASYNC_EVENT_CONFIGURATION: Plain(default=0, mask=1 << 27 | 0x1FF),
+    FeatureId.ASYNC_EVENT_CONFIGURATION: Plain(default=0, mask=1 << 27 | 1 << 11 | 0x1FF),
     FeatureId.KEEP_ALIVE_TIMER: Plain(default=0, mask=0xFFFF_FFFF),
 }
 
@@ -221,8 +222,9 @@ def _feature(command: Command) -> Feature:
 
 
 def _check_namespace(state: "State", nsid: int) -> None:
+    """Of a namespace that cannot be reached by this controller no features are known."""
     if nsid not in (0, BROADCAST):
-        state.namespace(nsid)
+        ana.require_access(state, state.namespace(nsid))
 
 
 def _get_plain(state: "State", command: Command, select: Select) -> int:
@@ -371,6 +373,11 @@ FEATURES: dict[int, Feature] = {
     FeatureId.INTERRUPT_VECTOR_CONFIGURATION: Feature(_get_vector, _set_vector),
     FeatureId.TIMESTAMP: Feature(_get_timestamp, _set_timestamp),
     FeatureId.HOST_BEHAVIOR_SUPPORT: Feature(_get_behavior, _set_behavior),
+    FeatureId.HOST_IDENTIFIER: Feature(held.get_identifier, held.set_identifier),
+    FeatureId.RESERVATION_NOTIFICATION_MASK: Feature(held.get_mask, held.set_mask, namespace_specific=True),
+    FeatureId.RESERVATION_PERSISTENCE: Feature(
+        held.get_persistence, held.set_persistence, namespace_specific=True
+    ),
     FeatureId.COMMAND_SET_PROFILE: Feature(_get_command_sets, _set_command_sets),
     FeatureId.FLEXIBLE_DATA_PLACEMENT: Feature(placement_reports.get_enabled, placement_reports.set_enabled),
     FeatureId.PLACEMENT_EVENTS: Feature(

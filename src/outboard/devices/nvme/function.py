@@ -146,6 +146,7 @@ class Nvme(InTurn, Registers):
                 Bus(self.dma),
                 self.plane,
                 self._wake,
+                self._restart,
             )
         )
         self.state.hardware = Hardware(self._when_served, self._fail, self._vanish, self._lose_power)
@@ -154,6 +155,11 @@ class Nvme(InTurn, Registers):
         self._map_doorbells(doorbells == "mmap")
         if self.msix is not None:
             self.msix.on_change = self.plane.vector_changed
+
+    @property
+    def cntlid(self) -> int:
+        """The controller's identifier in its subsystem."""
+        return self.state.identity.cntlid
 
     @property
     def faults(self) -> Faults:
@@ -179,8 +185,19 @@ class Nvme(InTurn, Registers):
             self._shut_down()
 
     def _subsystem_reset(self) -> None:
-        self._disable()
+        for state in self.subsystem.controllers.values():
+            if state is not self.state:
+                state.restart()
+        self._reset_with_subsystem()
         self.subsystem.lose_power()
+
+    def _restart(self) -> None:
+        """Another controller's host resets the subsystem; in whatever thread that is."""
+        if self.loop is not None:
+            self.call_soon(self._reset_with_subsystem)
+
+    def _reset_with_subsystem(self) -> None:
+        self._disable()
         self.cc = self.aqa = self.asq = self.acq = 0
         self.csts = NSSRO
 
@@ -312,7 +329,7 @@ class Nvme(InTurn, Registers):
 
     def close(self) -> None:
         """Let go of what only goes by itself when the device is forgotten. It is not used any more."""
-        self.subsystem.leave(self.state.identity.cntlid)
+        self.subsystem.leave(self.cntlid)
         self._page.close()
 
     def refresh(self, nsid: int) -> None:

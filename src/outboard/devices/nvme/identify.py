@@ -3,15 +3,15 @@
 import struct
 from collections.abc import Callable, Iterable, Mapping
 
-from outboard.devices.nvme import layouts
+from outboard.devices.nvme import ana, layouts, reservations
 from outboard.devices.nvme.command import Command
 from outboard.devices.nvme.copying import FORMATS_OFFERED, MOST_BLOCKS, MOST_BLOCKS_OF_RANGE, MOST_RANGES
 from outboard.devices.nvme.fused import FUSES
-from outboard.devices.nvme.namespace import FORMATS, Names, Namespace
+from outboard.devices.nvme.namespace import ANA_GROUPS, FORMATS, Names, Namespace
 from outboard.devices.nvme.placement import ENDURANCE_GROUP
 from outboard.devices.nvme.sgl import BIT_BUCKETS, DWORD_ALIGNED, LONGER_THAN_DATA
 from outboard.devices.nvme.spec import BROADCAST, VERSION, AdminOpcode, Cns, Csi, IoOpcode
-from outboard.devices.nvme.state import NAMESPACE_NOTICES, State
+from outboard.devices.nvme.state import ACCESS_NOTICES, NAMESPACE_NOTICES, State
 from outboard.devices.nvme.status import CommandFailed, Status
 from outboard.devices.nvme.transfer import deliver
 from outboard.devices.nvme.zone_events import ZONE_NOTICES
@@ -45,6 +45,19 @@ _OACS: dict[int, int] = {
 
 _DOORBELL_BUFFER_CONFIG = 1 << 8
 """A bit of OACS."""
+
+_LONG_HOST_IDENTIFIERS = 1 << 0
+"""A bit of CTRATT."""
+
+_SEVERAL = 0b1011
+"""CMIC: several ports, several controllers, asymmetric namespace access."""
+
+_ANA = {
+    "anatt": ana.TRANSITION,
+    "anacap": ana.CAPABILITIES,
+    "anagrpmax": ANA_GROUPS,
+    "nanagrpid": ANA_GROUPS,
+}
 
 _DEALLOCATED_ERRORS = 1 << 2
 """A bit of NSFEAT."""
@@ -80,14 +93,16 @@ def controller(state: State) -> bytes:
         mn=_text(subsystem.model, 40),
         fr=_text(identity.firmware, 8),
         rab=4,
+        cmic=_SEVERAL if subsystem.multipath else 0,
         mdts=limits.mdts,
         cntlid=identity.cntlid,
         ver=VERSION,
         rtd3e=20_000_000,  # microseconds a shutdown may take: a host's file cache may have to reach a disk
         oacs=_bits(_OACS, state.commands.admin) | (_DOORBELL_BUFFER_CONFIG if state.plane.shadowable else 0),
-        oaes=NAMESPACE_NOTICES | ZONE_NOTICES,
-        ctratt=_ENDURANCE_GROUPS | _DATA_PLACEMENT if subsystem.placement is not None else 0,
         endgidmax=ENDURANCE_GROUP if subsystem.placement is not None else 0,
+        oaes=NAMESPACE_NOTICES | ZONE_NOTICES | (ACCESS_NOTICES if subsystem.multipath else 0),
+        ctratt=_LONG_HOST_IDENTIFIERS
+        | (_ENDURANCE_GROUPS | _DATA_PLACEMENT if subsystem.placement is not None else 0),
         cntrltype=1,
         acl=limits.aborts - 1,
         aerl=limits.event_requests - 1,
@@ -97,6 +112,7 @@ def controller(state: State) -> bytes:
         wctemp=limits.warning_temperature,
         cctemp=limits.critical_temperature,
         kas=10,
+        **(_ANA if subsystem.multipath else {}),
         sqes=0x66,
         cqes=0x44,
         nn=subsystem.most_namespaces,
@@ -130,7 +146,7 @@ def namespace(state: State, space: Namespace) -> bytes:
     return layouts.IDENTIFY_NAMESPACE.encode(
         nsze=space.blocks,
         ncap=space.blocks,
-        nuse=space.blocks - (space.deallocated.total if space.deallocated is not None else 0),
+        nuse=_used(state, space),
         nsfeat=_DEALLOCATED_ERRORS if space.deallocated is not None else 0,
         mssrl=MOST_BLOCKS_OF_RANGE,
         mcl=MOST_BLOCKS,
@@ -139,6 +155,8 @@ def namespace(state: State, space: Namespace) -> bytes:
         flbas=space.format | space.extended << 4,
         mc=_SEPARATE_METADATA | _EXTENDED_BLOCKS,
         nmic=int(space.shared),
+        anagrpid=_group(state, space),
+        rescap=reservations.CAPABILITIES,
         dlfeat=_after_deallocation(space),
         endgid=ENDURANCE_GROUP if space.placed is not None else 0,
         nvmcap=space.blocks * (space.block_size + space.metadata),
@@ -148,6 +166,18 @@ def namespace(state: State, space: Namespace) -> bytes:
             struct.pack("<HBB", each.metadata, each.block_size.bit_length() - 1, 0) for each in FORMATS
         ),
     )
+
+
+def _used(state: State, space: Namespace) -> int:
+    """NUSE: blocks that are allocated; nothing is said of what cannot be reached."""
+    if not ana.reachable(state, space):
+        return 0
+    return space.blocks - (space.deallocated.total if space.deallocated is not None else 0)
+
+
+def _group(state: State, space: Namespace) -> int:
+    """ANAGRPID; 0 where asymmetric access is not spoken of."""
+    return space.ana_group if state.subsystem.multipath else 0
 
 
 def _after_deallocation(space: Namespace) -> int:
@@ -206,7 +236,11 @@ def _csi_controller(state: State, command: Command) -> bytes:
 def _independent_namespace(state: State, command: Command) -> bytes:
     space = state.namespace(command.nsid)
     return layouts.IDENTIFY_INDEPENDENT_NAMESPACE.encode(
-        nmic=int(space.shared), endgid=ENDURANCE_GROUP if space.placed is not None else 0, nstat=1
+        nmic=int(space.shared),
+        rescap=reservations.CAPABILITIES,
+        anagrpid=_group(state, space),
+        endgid=ENDURANCE_GROUP if space.placed is not None else 0,
+        nstat=1,
     )
 
 

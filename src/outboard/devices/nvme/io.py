@@ -6,7 +6,15 @@ Every command waits for storage, and is a `Work` for that reason.
 import struct
 from functools import partial
 
-from outboard.devices.nvme import copying, placement, placement_commands, verify, zone_commands
+from outboard.devices.nvme import (
+    ana,
+    copying,
+    placement,
+    placement_commands,
+    reservations,
+    verify,
+    zone_commands,
+)
 from outboard.devices.nvme.admission import Access
 from outboard.devices.nvme.blocks import (
     BLOCK_STATES,
@@ -139,7 +147,14 @@ def dataset_management(state: State, command: Command) -> Work:
     return 0
 
 
-CONDITIONS = (BLOCK_STATES, SERIALIZED, zone_commands.ZONES, placement.PLACED)
+CONDITIONS = (
+    ana.CONDITION,
+    reservations.CONDITION,
+    BLOCK_STATES,
+    SERIALIZED,
+    zone_commands.ZONES,
+    placement.PLACED,
+)
 """What may be in the way of the commands."""
 
 IO_COMMANDS: dict[int, IoCommand] = {
@@ -149,6 +164,7 @@ IO_COMMANDS: dict[int, IoCommand] = {
     IoOpcode.COMPARE: IoCommand(compare, Access.READ),
     IoOpcode.WRITE_ZEROES: IoCommand(write_zeroes, Access.WRITE, CHANGES_BLOCKS),
     IoOpcode.DATASET_MANAGEMENT: IoCommand(dataset_management, Access.WRITE, CHANGES_BLOCKS),
+    **reservations.COMMANDS,
     **verify.COMMANDS,
     **copying.COMMANDS,
     **zone_commands.commands(write),

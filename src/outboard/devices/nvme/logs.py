@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from outboard.devices.nvme import layouts, placement_reports
+from outboard.devices.nvme import ana, layouts, placement_reports, reservation_log
 from outboard.devices.nvme.command import Command
 from outboard.devices.nvme.spec import BROADCAST, Csi, LogId
 from outboard.devices.nvme.status import CommandFailed, Status
@@ -55,7 +55,9 @@ def get_log_page(state: "State", command: Command) -> int:
         state.events.log_was_read(LogId(log))
         if log == LogId.CHANGED_NAMESPACES:
             state.changed_namespaces.clear()
-        if log == LogId.CHANGED_ZONES:
+        elif log == LogId.RESERVATION_NOTIFICATION:
+            state.reservation_log.was_read()
+        elif log == LogId.CHANGED_ZONES:
             state.changed_zones.pop(command.nsid, None)
     return 0
 
@@ -127,5 +129,7 @@ LOG_PAGES: dict[int, LogPage] = {
     LogId.CHANGED_NAMESPACES: _changed_namespaces,
     LogId.COMMANDS_EFFECTS: _effects,
     **placement_reports.LOG_PAGES,
+    LogId.NAMESPACE_ACCESS: ana.log,
+    LogId.RESERVATION_NOTIFICATION: reservation_log.log,
     LogId.CHANGED_ZONES: changed_zones,
 }

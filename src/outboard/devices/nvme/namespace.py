@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from outboard.devices.nvme.extents import Extents
+from outboard.devices.nvme.reservation import Reservation
 from outboard.devices.nvme.spec import Csi
 from outboard.devices.nvme.zone_layout import ZoneLayout
 from outboard.devices.nvme.zone_storage import ZonedStorage, keeps_nothing
@@ -51,6 +52,10 @@ FORMATS = (
 """The LBA formats there are; a host names them by their place here."""
 
 
+ANA_GROUPS = 32
+"""Groups of namespaces that controllers may have different access to (`outboard.devices.nvme.ana`)."""
+
+
 def derived_uuid(*words: object) -> uuid.UUID:
     """Return the UUID that belongs to these words: the same one for ever."""
     return uuid.uuid5(_NAMES, "/".join(map(str, words)))
@@ -63,8 +68,9 @@ class Namespace:
     What is left over is not used. ``extended``: the host has a block's metadata right behind the block, in
     the same buffer, instead of in one of its own. ``shared``: several controllers may have it attached.
     ``tracked``: it is remembered which blocks are deallocated, so that a host may ask for an error when it
-    reads one (DULBE); the data plane leaves writes to Python then. ``attached`` are the controllers that have
-    it, by their identifiers; ``nsid`` is given by the subsystem.
+    reads one (DULBE); the data plane leaves writes to Python then. ``ana_group`` (1 to 32): namespaces of one
+    group are always reached alike by a controller. ``attached`` are the controllers that have it, by their
+    identifiers; ``nsid`` is given by the subsystem.
 
     With ``zoned`` its blocks are in `zones`, and it is of the zoned command set. ``placement_handles`` are
     the reclaim unit handles by which a host may place data in it, of a subsystem that has such.
@@ -85,11 +91,13 @@ class Namespace:
     tracked: bool = False
     zoned: ZoneLayout | None = None
     placement_handles: Sequence[int] = ()
+    ana_group: int = 1
     nsid: int = field(default=0, init=False)
     attached: set[int] = field(default_factory=set, init=False)
     blocks: int = field(default=0, init=False)
     uncorrectable: Extents = field(default_factory=Extents, init=False)
     deallocated: Extents | None = field(default=None, init=False)
+    reservation: Reservation = field(default_factory=Reservation, init=False)
     serialized: bool = field(default=False, init=False)
     zones: Zones | None = field(default=None, init=False)
     placed: "Placed | None" = field(default=None, init=False)
@@ -102,6 +110,8 @@ class Namespace:
                 f"a block size of {self.block_size} with {self.metadata} bytes of metadata is not offered: "
                 f"use one of {offered}"
             )
+        if not 1 <= self.ana_group <= ANA_GROUPS:
+            raise DefinitionError(f"ANA groups are 1 to {ANA_GROUPS}: {self.ana_group} is not")
         if self.zoned is not None:
             self._divide(self.zoned)
         elif self.csi == Csi.ZONED:

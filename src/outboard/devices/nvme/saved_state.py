@@ -14,6 +14,7 @@ from outboard.devices.nvme.command import Command, Completion
 from outboard.devices.nvme.events import Event
 from outboard.devices.nvme.namespace import Namespace
 from outboard.devices.nvme.queues import CompletionQueue, SubmissionQueue
+from outboard.devices.nvme.reservation import Reservation
 from outboard.devices.nvme.spec import EventType, LogId
 from outboard.devices.nvme.state import State
 from outboard.devices.nvme.status import Status
@@ -36,6 +37,9 @@ def save(state: State) -> Saved:
         "taken": [[sq.id, entry.hex()] for sq, entry in _taken(state)],
         "shadow": state.plane.shadow,
         "features": state.features.save(),
+        "host_identifier": state.host_identifier.hex(),
+        "reservation_log": state.reservation_log.save(),
+        "reservations": {str(nsid): space.reservation.save() for nsid, space in state.namespaces.items()},
         "events": _save_events(state),
         "changed_namespaces": sorted(state.changed_namespaces),
         "zones": {
@@ -56,7 +60,7 @@ def restore(state: State, saved: Mapping[str, Any]) -> None:
     if saved["identity"] != _identity(state):
         raise StateError(
             f"the state is that of {saved['identity']}, this is {_identity(state)}: start the destination"
-            " with the same serial number and the same namespaces"
+            " with the same serial number, the same namespaces, and the controllers in the same order"
         )
     state.subsystem.store.document = saved["subsystem"]
     with state.plane.paused():
@@ -70,6 +74,7 @@ def restore(state: State, saved: Mapping[str, Any]) -> None:
             raise StateError("the state has one of the two admin queues")
         state.plane.shadow = tuple(saved["shadow"]) if saved["shadow"] else None
         state.features.restore(saved["features"])
+        _restore_reservations(state, saved)
         state.plane.configure()
         state.plane.place()
         for qid, entry in saved["taken"]:
@@ -97,11 +102,22 @@ def restore(state: State, saved: Mapping[str, Any]) -> None:
     state.errors.entries.extend(bytes.fromhex(entry)[:64].ljust(64) for entry in saved["errors"]["entries"])
 
 
+def _restore_reservations(state: State, saved: Mapping[str, Any]) -> None:
+    state.host_identifier = bytes.fromhex(saved["host_identifier"])
+    if len(state.host_identifier) not in (0, 8, 16):
+        raise StateError(f"the state has a host identifier of {len(state.host_identifier)} bytes")
+    state.reservation_log.restore(saved["reservation_log"])
+    for nsid, space in state.namespaces.items():
+        space.reservation = Reservation.load(saved["reservations"][str(nsid)])
+        state.subsystem.reconfigure(nsid)
+
+
 def _identity(state: State) -> Saved:
     """What has to be the same on both sides, for the guest not to notice."""
     return {
         "serial": state.subsystem.serial,
         "model": state.subsystem.model,
+        "cntlid": state.identity.cntlid,
         "namespaces": {
             str(nsid): [space.blocks, space.format] for nsid, space in sorted(state.attached.items())
         },

@@ -8,22 +8,25 @@ from outboard.devices.nvme.admission import slow_opcodes
 from outboard.devices.nvme.command import Command
 from outboard.devices.nvme.datapath.plane import DataPlane
 from outboard.devices.nvme.error_log import ErrorLog
-from outboard.devices.nvme.events import NAMESPACE_CHANGED, Event, Events
+from outboard.devices.nvme.events import ACCESS_CHANGED, NAMESPACE_CHANGED, Event, Events
 from outboard.devices.nvme.features import Features
 from outboard.devices.nvme.health import Health
 from outboard.devices.nvme.namespace import Namespace
 from outboard.devices.nvme.queues import CompletionQueue, SubmissionQueue
+from outboard.devices.nvme.reservation import Host
+from outboard.devices.nvme.reservation_log import ReservationLog
 from outboard.devices.nvme.spec import PAGE, Csi
-from outboard.devices.nvme.status import CommandFailed, Status
+from outboard.devices.nvme.status import CommandFailed, Status, status_field
 from outboard.devices.nvme.subsystem import Subsystem
 from outboard.devices.nvme.transfer import Bus
 from outboard.devices.nvme.work import Work
+from outboard.storage import Storage
 
 if TYPE_CHECKING:
     from outboard.devices.nvme.command_set import Commands
 
-NAMESPACE_NOTICES = 1 << 8
-"""A bit of Asynchronous Event Configuration, and of OAES."""
+NAMESPACE_NOTICES, ACCESS_NOTICES = 1 << 8, 1 << 11
+"""Bits of Asynchronous Event Configuration, and of OAES."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +110,12 @@ class State:
     """A controller between its registers and its namespaces, those of ``subsystem`` that are attached to it.
 
     ``commands`` are those it executes. ``wake`` has it look at what there is to do, from any thread.
+    ``restart`` has it reset with its subsystem, from any thread.
     ``fused`` are first commands of fused pairs, by the identifiers of their queues, whose second is awaited.
     ``outstanding`` are the commands that wait in Python; ``drain`` returns when no storage is
-    at work for one of them, or for one that was cancelled.
+    at work for one of them, or for one that was cancelled; ``rest``, which other threads may call, too, when
+    one of the storages is not.
+    ``host_identifier`` is what the host has set (Set Features 81h), of 8 or 16 bytes, or nothing.
     ``granted`` is the number of I/O queues of each kind the host was given (Set Features 07h).
     ``entry_sizes_set`` says whether CC.IOSQES and CC.IOCQES have the only values there are, ``command_sets``
     which the host enables: ``namespaces`` are those of them.
@@ -123,6 +129,7 @@ class State:
     bus: Bus
     plane: DataPlane
     wake: Callable[[], None]
+    restart: Callable[[], None] = lambda: None
     features: Features = field(init=False)
     events: Events = field(init=False)
     health: Health = field(default_factory=Health)
@@ -134,6 +141,9 @@ class State:
     fused: dict[int, Command] = field(default_factory=dict)
     outstanding: dict[object, Outstanding] = field(default_factory=dict)
     drain: Callable[[], None] = lambda: None
+    rest: Callable[[Storage], None] = lambda storage: None
+    host_identifier: bytes = b""
+    reservation_log: ReservationLog = field(default_factory=ReservationLog)
     granted: int = field(init=False)
     entry_sizes_set: bool = False
     hardware: Hardware | None = None
@@ -169,7 +179,16 @@ class State:
         self.events.reset()
         self.changed_namespaces.clear()
         self.changed_zones.clear()
+        self.subsystem.ana.was_reset(self.identity.cntlid)
+        self.subsystem.host_left(self.identity.cntlid)
+        self.host_identifier = b""
+        self.reservation_log.reset()
         self.granted = self.limits.io_queues
+
+    @property
+    def host(self) -> Host:
+        """The host that uses the controller, as reservations know it."""
+        return Host(self.host_identifier, 0 if self.host_identifier else self.identity.cntlid)
 
     def report(self, event: Event) -> None:
         """Tell the host of ``event`` when it can be told."""
@@ -195,6 +214,12 @@ class State:
         if self.features.tells(NAMESPACE_NOTICES):
             self.report(NAMESPACE_CHANGED)
 
+    def access_changed(self, group: int) -> None:
+        """Tell the host, if it wants to be told, that a group of namespaces is reached in another way."""
+        concerned = any(space.ana_group == group for space in self.namespaces.values())
+        if concerned and self.features.tells(ACCESS_NOTICES):
+            self.report(ACCESS_CHANGED)
+
     def withdraw(self, sq: SubmissionQueue) -> list[int]:
         """Take back the commands of ``sq`` that Python has; their identifiers. Only while paused."""
         first = self.fused.pop(sq.id, None)
@@ -208,6 +233,29 @@ class State:
         self.drain()
         sq.cq.pending -= len(cids)
         return cids
+
+    def abort(self, space: Namespace, status: Status) -> None:
+        """End with ``status`` the I/O commands of a namespace that wait for storage, from any thread.
+
+        Nothing of the namespace is under way below afterwards, in the data plane neither.
+        """
+        with self.plane.paused():
+            pass
+        for key, waiting in list(self.outstanding.items()):
+            if waiting.sq.id and waiting.commands[0].nsid == space.nsid:
+                waiting.task.cancel()
+                del self.outstanding[key]
+                for command in waiting.commands:
+                    self._end(waiting.sq, command.cid, status_field(status))
+        self.rest(space.storage)
+        self.wake()
+
+    def _end(self, sq: SubmissionQueue, cid: int, field: int) -> None:
+        if sq.cq.fast:
+            self.plane.complete(sq, cid, field, 0)
+        else:
+            sq.cq.pending -= 1
+            sq.cq.owe(sq, cid, field, 0)
 
     def abort_held(self, sq: SubmissionQueue, cid: int) -> bool:
         """End a command that a fault holds back as aborted; False if there is no such command."""

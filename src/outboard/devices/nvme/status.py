@@ -132,6 +132,7 @@ _WORTH_RETRYING = frozenset(
         Status.FORMAT_IN_PROGRESS,
         Status.NAMESPACE_NOT_READY,
         Status.INTERNAL_PATH_ERROR,
+        Status.ANA_PERSISTENT_LOSS,
         Status.ANA_INACCESSIBLE,
         Status.ANA_TRANSITION,
         Status.WRITE_FAULT,

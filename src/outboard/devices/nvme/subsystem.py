@@ -9,11 +9,15 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from outboard.devices.nvme import zone_events
+from outboard.devices.nvme.ana import AnaState, AnaStates
+from outboard.devices.nvme.events import RESERVATION_CHANGED
 from outboard.devices.nvme.extents import Extents
 from outboard.devices.nvme.injection import Faults
 from outboard.devices.nvme.monitor import Monitor
 from outboard.devices.nvme.namespace import Namespace, derived_uuid
 from outboard.devices.nvme.placement import Placement, PlacementLayout
+from outboard.devices.nvme.reservation import Host, Notices, Reservation, keep, kept
+from outboard.devices.nvme.status import Status
 from outboard.devices.nvme.store import Store
 from outboard.errors import DefinitionError
 from outboard.storage import Storage, VolatileStorage, layers
@@ -30,8 +34,9 @@ class Subsystem:
     ``serial`` (20 characters at most, printable ASCII) is what hosts tell subsystems and namespaces
     apart by: keep it, and they are recognised after a restart. ``model`` has 40 characters at most.
     ``most_namespaces`` is the largest namespace identifier there can ever be (NN): firmware asks for each.
-    ``store`` is what outlives a power cycle. ``faults`` are those that a test has injected. With ``placement``
-    hosts may say which data belongs together.
+    ``multipath``: hosts are told from the start that there may be several controllers (CMIC), which they note
+    once; without it they are as soon as there are two. ``store`` is what outlives a power cycle. ``faults``
+    are those that a test has injected. With ``placement`` hosts may say which data belongs together.
 
     Raises `DefinitionError`.
 
@@ -49,6 +54,7 @@ class Subsystem:
         serial: str = "OUTBOARD0001",
         model: str = "outboard NVMe",
         most_namespaces: int = 32,
+        multipath: bool = False,
         store: Store | None = None,
         placement: PlacementLayout | None = None,
     ) -> None:
@@ -56,9 +62,11 @@ class Subsystem:
         _check_text("model", model, 40)
         self.serial, self.model = serial, model
         self.most_namespaces = max(most_namespaces, len(namespaces))
+        self.multipath = multipath
         self.store = store or Store()
         self.placement = Placement(placement) if placement is not None else None
         self.turn = Monitor()
+        self.ana = AnaStates()
         self.namespaces: dict[int, Namespace] = {}
         self.controllers: dict[int, State] = {}
         self.faults = Faults(self.turn, self._reconfigure_all)
@@ -78,7 +86,8 @@ class Subsystem:
     def add(self, space: Namespace | Storage, nsid: int = 0) -> Namespace:
         """Allocate a namespace (0: the first identifier that is free), and attach it to every controller.
 
-        Raises `DefinitionError` if there is no such identifier, or it is taken.
+        Who had reserved it, if that was to be kept, has still. Raises `DefinitionError` if there is no such
+        identifier, or it is taken.
         """
         if not isinstance(space, Namespace):
             space = Namespace(space)
@@ -92,6 +101,7 @@ class Subsystem:
             if nsid in self.namespaces:
                 raise DefinitionError(f"namespace {nsid} is there already")
             space.nsid = nsid
+            space.reservation = kept(self.store, nsid)
             space.uncorrectable = Extents(self.store.get(f"uncorrectable/{nsid}", []))
             self._place(space)
             zone_events.belong(self, space)
@@ -110,6 +120,7 @@ class Subsystem:
             for cntlid in before:
                 self.detach(nsid, cntlid)
             del self.namespaces[nsid]
+            keep(self.store, nsid, Reservation())
             self._tell(nsid, before)
         return space
 
@@ -118,18 +129,23 @@ class Subsystem:
         with self.turn:
             space, state = self.namespaces[nsid], self.controllers[cntlid]
             space.attached.add(cntlid)
+            self.ana.changed(cntlid, space.ana_group)
             if space.csi in state.command_sets:
                 state.namespaces[nsid] = space
                 state.plane.configure()
 
     def detach(self, nsid: int, cntlid: int) -> None:
-        """Take a namespace from a controller: what is under way below it ends first. Its host is not told."""
+        """Take a namespace from a controller. Its host is not told.
+
+        What is under way below it ends first; what waits for a slow storage ends with an error.
+        """
         with self.turn:
-            state = self.controllers[cntlid]
-            self.namespaces[nsid].attached.discard(cntlid)
+            space, state = self.namespaces[nsid], self.controllers[cntlid]
+            space.attached.discard(cntlid)
             state.namespaces.pop(nsid, None)
+            self.ana.changed(cntlid, space.ana_group)
             state.plane.configure()
-            state.drain()
+            state.abort(space, Status.INVALID_NAMESPACE)
 
     def resized(self, nsid: int) -> None:
         """Look at a namespace's storage again, whose size has changed, and tell every host."""
@@ -164,6 +180,47 @@ class Subsystem:
         """Tell every host that has a namespace, but not controller ``but``'s, that it has changed."""
         self._tell(nsid, self.namespaces[nsid].attached - {but})
 
+    def set_ana(self, cntlid: int, group: int, access: AnaState) -> None:
+        """Set how a controller can access the namespaces of a group, and tell its host.
+
+        When this returns, commands that come in by that controller find it so, and no older one is under
+        way in its data plane. Raises `DefinitionError` if there is no such controller or group.
+        """
+        with self.turn:
+            state = self.controllers.get(cntlid)
+            if state is None:
+                raise DefinitionError(f"there is no controller {cntlid}, but {sorted(self.controllers)}")
+            if self.ana.of(cntlid, group) != access:
+                self.ana.set(cntlid, group, access)
+                state.plane.configure()
+                state.access_changed(group)
+
+    def reserve(self, space: Namespace, after: Reservation, notices: Notices = ()) -> None:
+        """Have a namespace's reservation be as in ``after``: kept, followed by data planes, and told.
+
+        A controller is disturbed only if its host may do more now, or less. Raises `SetupError`, with nothing
+        changed, if it cannot be kept.
+        """
+        with self.turn:
+            keep(self.store, space.nsid, after)
+            before, space.reservation = space.reservation, after
+            for state in self.states_of(space.nsid):
+                if before.rights(state.host) != after.rights(state.host):
+                    state.plane.configure()
+            for host, what in notices:
+                for state in self.states_of(space.nsid):
+                    if state.host == host and state.reservation_log.add(what, space.nsid):
+                        state.report(RESERVATION_CHANGED)
+
+    def host_left(self, cntlid: int) -> None:
+        """A controller was reset: without an identifier, whoever uses it next is another host."""
+        host = Host(b"", cntlid)
+        with self.turn:
+            for space in self.namespaces.values():
+                if host in space.reservation.keys:
+                    after = space.reservation.copy()
+                    self.reserve(space, after, after.forget(host))
+
     def states_of(self, nsid: int) -> "Iterator[State]":
         """The controllers that have a namespace attached."""
         return (self.controllers[cntlid] for cntlid in sorted(self.namespaces[nsid].attached))
@@ -173,9 +230,11 @@ class Subsystem:
         with self.turn:
             cntlid = next(n for n in range(1, MOST_CONTROLLERS + 1) if n not in self.controllers)
             state = self.controllers[cntlid] = make(cntlid)
+            self.multipath |= len(self.controllers) > 1
             for nsid, space in self.namespaces.items():
                 if space.shared or not space.attached:
                     self.attach(nsid, cntlid)
+            self.ana.was_reset(cntlid)
         return state
 
     def leave(self, cntlid: int) -> None:
@@ -184,6 +243,7 @@ class Subsystem:
             for nsid in list(self.controllers[cntlid].namespaces):
                 self.detach(nsid, cntlid)
             del self.controllers[cntlid]
+            self.ana.forget(cntlid)
 
     def _reconfigure_all(self) -> None:
         for state in self.controllers.values():

@@ -1,7 +1,7 @@
 """Threads that make the calls of storages that may block, one for each storage.
 
-A storage is called by one thread, in the order in which its calls came. Results return to the device's
-thread by way of its loop; everything but the calls themselves happens there, and needs no lock.
+A storage is called by one thread at a time, in the order in which a controller's calls came. Results return
+to the device's thread by way of its loop; all but the calls themselves happens there, and needs no lock.
 """
 
 import os
@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 from outboard.devices.nvme.monitor import Monitor
 from outboard.devices.nvme.work import Call, Work
@@ -20,6 +21,10 @@ from outboard.storage.fast import Memory, Nothing, fast_of
 
 LINGER = 1.0
 """Seconds a thread waits for more to do. It then ends, so that nothing is left of a storage at rest."""
+
+_called: WeakValueDictionary[int, threading.Lock] = WeakValueDictionary()
+_finding = threading.Lock()
+"""Who calls a storage has its lock: controllers that share it have a thread each."""
 
 Ended = Callable[[int | Exception], None]
 """Gets what a `Work` returns, or the exception it raises."""
@@ -65,13 +70,19 @@ class Workers:
         self._bell = -1
 
     def start(self, work: Work, ended: Ended) -> Task:
-        """Run ``work`` as far as it goes without waiting, and the rest as its calls return.
-
-        ``ended`` may have been called already when this returns.
-        """
+        """Run ``work`` as `begin` does; ``ended`` may have been called already when this returns."""
         task = Task(work, ended)
-        self._go_on(task, None)
+        self.begin(task)
         return task
+
+    def begin(self, task: Task) -> None:
+        """Run ``task`` as far as it goes without waiting, and the rest as its calls return."""
+        self._go_on(task, None)
+
+    def rest(self, storage: Storage) -> None:
+        """Wait until ``storage`` is not at work for us; from any thread, in `turn`. No task goes on."""
+        if (lane := self._lanes.get(id(storage))) is not None:
+            lane.rest()
 
     def drain(self) -> None:
         """Wait until no call is outstanding; tasks go on meanwhile, and end. Cancel first what shall not."""
@@ -158,38 +169,50 @@ class _Lane:
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._running = False
+        self._calling = False
         self._closing = False
+        with _finding:
+            self._lock = _called.setdefault(id(storage), threading.Lock())
 
     def put(self, job: _Job) -> None:
         """Add a call to the end."""
         with self._changed:
             self._waiting.append(job)
             if self._running:
-                self._changed.notify()
+                self._changed.notify_all()
                 return
             self._running = True
             self._thread = threading.Thread(target=self._run, name="outboard storage")
             self._thread.start()
 
+    def rest(self) -> None:
+        """Return when every call has returned."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._waiting and not self._calling)
+
     def close(self) -> None:
         """Return when the thread has ended."""
         with self._changed:
             self._closing = True
-            self._changed.notify()
+            self._changed.notify_all()
         if self._thread is not None:
             self._thread.join()
 
     def _run(self) -> None:
         while (job := self._next()) is not None:
-            if not job.task.cancelled:
-                job.error = _made(job.call)
+            with self._lock:
+                if not job.task.cancelled:
+                    job.error = _made(job.call)
             self._finish(job)
 
     def _next(self) -> _Job | None:
         """Take what waits first; None, and the thread ends, if nothing comes for a while."""
         with self._changed:
+            self._calling = False
+            self._changed.notify_all()
             self._changed.wait_for(lambda: self._waiting or self._closing, LINGER)
             if self._waiting:
+                self._calling = True
                 return self._waiting.popleft()
             self._running = False
             return None
