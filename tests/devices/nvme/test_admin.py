@@ -206,6 +206,9 @@ def test_an_event_of_one_type_is_told_once_until_its_log_is_read(bench: Bench, d
     bench.settle()
     assert driver.admin.poll() == [], "the host retains the event"
     driver.get_log(LogId.ERROR_INFORMATION, 64)
+    bench.settle()
+    assert driver.admin.poll() == [], "the log told of both"
+    driver.bar.write32(0x1000, 99)
     assert driver.admin.wait(101).result == INVALID_DOORBELL_VALUE
 
 
@@ -232,6 +235,7 @@ def test_an_event_waits_for_room_in_the_completion_queue(bench: Bench) -> None:
     driver.admin.submit(EVENT, cid=101)
     driver.admin.submit(Command(AdminOpcode.GET_LOG_PAGE, prp1=driver.data, cdw10=1 | 15 << 16), cid=2)
     driver.admin.ring()
+    bench.settle()
     driver.bar.write32(0x1FF8, 0)
     bench.settle()
     assert [c.cid for c in driver.admin.poll()] == [2]

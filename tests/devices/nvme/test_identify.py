@@ -39,6 +39,49 @@ def test_the_controller_says_what_drivers_look_at(driver: Driver) -> None:
     assert data["sgls"] == 0x5_0002, "whole dwords, bit buckets, lists longer than the data"
     assert 0 < int(data["wctemp"]) < int(data["cctemp"])
     assert data["tnvmcap"] == 12 << 20
+    assert bytes(data["ieee"])[2] & 3 == 2, "locally administered"
+    assert (data["lpa"], data["pels"]) == (0b11_1110, 1)
+    assert (data["crdt1"], data["crdt2"], data["crdt3"]) == (1, 10, 50)
+    assert (data["ctratt"], data["endgidmax"]) == (1 | 1 << 4 | 1 << 9, 1)
+    assert (data["hctma"], data["mntmt"], data["mxtmt"]) == (1, 273, 353)
+    assert (data["maxcmd"], data["kas"], data["awun"], data["awupf"]) == (1024, 10, 0, 0)
+    assert 0 < int(data["rtd3r"]) < int(data["rtd3e"])
+
+
+@pytest.mark.point("I01", "F03")
+def test_power_states_can_be_told_apart(driver: Driver) -> None:
+    data = IDENTIFY_CONTROLLER.decode(identify(driver, Cns.CONTROLLER))
+    descriptors = b"".join(bytes(data[f"psd{number}"]) for number in range(int(data["npss"]) + 1))
+    states = list(struct.iter_unpack("<HBBII16xB3x", descriptors))
+    watts = [power / (10_000 if flags & 1 else 100) for power, _, flags, _, _, _ in states]
+    assert watts == [25, 12, 0.05, 0.005]
+    assert [flags >> 1 & 1 for _, _, flags, _, _, _ in states] == [0, 0, 1, 1], "without I/O"
+    assert [entry + leave for _, _, _, entry, leave, _ in states] == [0, 0, 3_000, 12_000]
+    assert data["apsta"] == 1
+
+
+@pytest.mark.point("I01")
+@pytest.mark.parametrize(("block_size", "blocks"), [(512, 8), (4096, 1)])
+def test_a_namespace_says_what_is_written_well(make_bench: MakeBench, block_size: int, blocks: int) -> None:
+    driver = make_bench(Namespace(RamStorage(1 << 20), block_size)).driver.enable()
+    data = IDENTIFY_NAMESPACE.decode(identify(driver, Cns.NAMESPACE, 1))
+    assert int(data["nsfeat"]) >> 4 & 1
+    assert {data[field] for field in ("npwg", "npwa", "npdg", "npda", "nows")} == {blocks - 1}
+    performance = [each & 3 for _, _, each in struct.iter_unpack("<HBB", bytes(data["lbafs"])[:8])]
+    assert performance == [1, 0], "whole pages are best"
+
+
+@pytest.mark.point("I03")
+def test_the_lists_of_groups_uuids_and_command_sets(driver: Driver) -> None:
+    assert identify(driver, Cns.ENDURANCE_GROUPS) == struct.pack("<HH", 1, 1).ljust(PAGE, b"\0")
+    assert identify(driver, Cns.ENDURANCE_GROUPS, cdw11=2) == bytes(PAGE)
+    uuids = identify(driver, Cns.UUIDS)
+    assert uuids[:32] == uuids[64:96] == bytes(32)
+    assert uuid.UUID(bytes=uuids[48:64]).version == 5
+    for controller in (1, 0xFFFF):
+        sets = identify(driver, Cns.COMMAND_SETS | controller << 16)
+        assert sets == b"\5" + bytes(PAGE - 1), "one combination, of both command sets"
+    assert identify(driver, Cns.CSI_INDEPENDENT_NAMESPACE, 1)[12] == 1, "the endurance group"
 
 
 @pytest.mark.point("I05")

@@ -4,11 +4,13 @@ import struct
 
 import pytest
 
+from outboard.devices.nvme import placement_reports
 from outboard.devices.nvme.admin import ADMIN_COMMANDS
-from outboard.devices.nvme.command import Command
+from outboard.devices.nvme.command import Command, Completion
 from outboard.devices.nvme.io import IO_COMMANDS
-from outboard.devices.nvme.layouts import ERROR_ENTRY, FIRMWARE_LOG, HEALTH_LOG
-from outboard.devices.nvme.spec import BROADCAST, AdminOpcode, Csi, IoOpcode, LogId
+from outboard.devices.nvme.layouts import ERROR_ENTRY, FIRMWARE_LOG, HEALTH_LOG, Value
+from outboard.devices.nvme.logs import LOG_PAGES
+from outboard.devices.nvme.spec import BROADCAST, AdminOpcode, Csi, FeatureId, IoOpcode, LogId, Select
 from outboard.devices.nvme.status import Status
 from tests.devices.nvme.bench import Bench
 from tests.devices.nvme.driver import PAGE, Driver, do_not_retry, ended
@@ -20,14 +22,38 @@ def get(driver: Driver, log: int, size: int = PAGE, offset: int = 0) -> bytes:
     return driver.ram.read(driver.data, size)
 
 
+def get_log(driver: Driver, log: int, size: int, **more: int) -> Completion:
+    """Get Log Page with what the driver has no argument for."""
+    cdw10 = more.pop("cdw10", 0) | log | (size // 4 - 1) << 16
+    return driver.admin.execute(Command(AdminOpcode.GET_LOG_PAGE, prp1=driver.data, cdw10=cdw10, **more))
+
+
 @pytest.mark.point("L01")
 def test_the_supported_pages_are_those_that_can_be_read(driver: Driver) -> None:
     supported = struct.unpack("<256I", get(driver, LogId.SUPPORTED, 1024))
     for log in set(range(256)) - {LogId.CHANGED_ZONES}:  # which is a zoned namespace's
-        completion = driver.get_log(log, 512)
+        # With the actions and the group that some pages have to be told.
+        completion = get_log(driver, log, 512, cdw10=1 << 8, cdw11=1 << 16)
         assert ended(completion) == (Status.SUCCESS if supported[log] else Status.INVALID_LOG_PAGE)
         assert do_not_retry(completion) != bool(supported[log])
-    assert [log for log in range(256) if supported[log]] == [0, 1, 2, 3, 4, 5, 0xC, 0x80, 0xBF]
+    found = [log for log in range(256) if supported[log]]
+    assert found == sorted(LOG_PAGES.keys() - placement_reports.LOG_PAGES.keys())
+    assert {0, 1, 2, 3, 4, 5, 7, 8, 9, 0xD, 0x12, 0x13} <= set(found)
+    for log in set(found) - {LogId.CHANGED_ZONES}:
+        indexed = ended(get_log(driver, log, 4, cdw10=2 << 8, cdw11=1 << 16, cdw14=1 << 23))
+        assert indexed == (Status.SUCCESS if supported[log] & 2 else Status.INVALID_FIELD)
+
+
+@pytest.mark.point("L01")
+def test_the_feature_effects_name_the_features_there_are(driver: Driver) -> None:
+    effects = struct.unpack("<256I", get(driver, LogId.FEATURE_EFFECTS, 1024))
+    for fid in range(256):
+        there = ended(driver.get_feature(fid, Select.CAPABILITIES)) == Status.SUCCESS
+        assert effects[fid] & 1 == there
+        if there:
+            specific = driver.get_feature(fid, Select.CAPABILITIES).result & 2
+            assert effects[fid] >> 20 == (1 if specific else 2), "of a namespace, of a controller"
+    assert get(driver, LogId.MANAGEMENT_EFFECTS) == bytes(PAGE)
 
 
 @pytest.mark.point("L01")
@@ -61,6 +87,69 @@ def test_errors_are_logged_newest_first(driver: Driver) -> None:
     assert (newest["sqid"], newest["cid"], newest["nsid"]) == (1, 1, 1)
     assert newest["parameter_location"] == 40
     assert newest["status"] == (Status.LBA_OUT_OF_RANGE | 1 << 14 | 1 << 13) << 1
+    assert (newest["opcode"], newest["version"], newest["csi"]) == (IoOpcode.READ, 1, 0)
+
+
+def entries(driver: Driver, count: int) -> list[dict[str, Value]]:
+    log = get(driver, LogId.ERROR_INFORMATION, count * 64)
+    return [ERROR_ENTRY.decode(log[at : at + 64]) for at in range(0, count * 64, 64)]
+
+
+@pytest.mark.point("L02")
+def test_an_error_points_at_the_bit_that_is_wrong(driver: Driver) -> None:
+    driver.set_feature(FeatureId.TIMESTAMP, save=True)
+    newest, none = entries(driver, 2)
+    assert newest["parameter_location"] == 43 | 7 << 8, "Save"
+    assert (newest["lba"], newest["sqid"], newest["nsid"], none["error_count"]) == (0, 0, 0, 0)
+
+
+@pytest.mark.point("L02")
+def test_only_blocks_have_an_address(driver: Driver) -> None:
+    pair = driver.create_queue_pair(1)
+    pair.execute(Command(IoOpcode.DATASET_MANAGEMENT, nsid=9, cdw10=5, cdw11=4))
+    assert entries(driver, 1)[0]["lba"] == 0
+    assert entries(driver, 1)[0]["nsid"] == 9
+
+
+@pytest.mark.point("L02", "Q13")
+def test_a_doorbell_error_is_in_the_log_and_no_commands(bench: Bench, driver: Driver) -> None:
+    driver.bar.write32(0x1FF8, 0)
+    bench.settle()
+    entry = entries(driver, 1)[0]
+    assert (entry["sqid"], entry["cid"], entry["parameter_location"]) == (0xFFFF, 0xFFFF, 0xFFFF)
+    assert int(entry["status"]) >> 1 & 0x7FF == Status.INVALID_QUEUE_ID
+
+
+@pytest.mark.point("L02")
+def test_what_the_host_aborts_is_no_error(bench: Bench, driver: Driver) -> None:
+    driver.admin.submit(Command(AdminOpcode.ABORT, cdw10=6 << 16), cid=5)
+    driver.admin.submit(Command(AdminOpcode.KEEP_ALIVE), cid=6)
+    driver.admin.ring()
+    victim = driver.admin.wait(6)
+    assert ended(victim) == Status.ABORT_REQUESTED
+    assert not victim.status >> 13 & 1, "no More: there is no entry"
+    assert entries(driver, 1)[0]["error_count"] == 0
+
+
+@pytest.mark.point("L02")
+def test_a_reset_empties_the_error_log_and_counting_goes_on(driver: Driver) -> None:
+    driver.admin.execute(Command(0xFF))
+    driver.disable()
+    driver.enable()
+    assert entries(driver, 1)[0]["error_count"] == 0
+    driver.admin.execute(Command(0xFF))
+    assert [entry["error_count"] for entry in entries(driver, 2)] == [2, 0]
+
+
+@pytest.mark.point("L06")
+def test_a_list_is_read_from_an_entry_on(driver: Driver) -> None:
+    for _ in range(5):
+        driver.admin.execute(Command(0xFF))
+    whole = get(driver, LogId.ERROR_INFORMATION, 512)
+    assert ended(get_log(driver, LogId.ERROR_INFORMATION, 128, cdw12=2, cdw14=1 << 23)) == Status.SUCCESS
+    assert driver.ram.read(driver.data, 128) == whole[128:256]
+    last = get_log(driver, LogId.ERROR_INFORMATION, 128, cdw12=65, cdw14=1 << 23)
+    assert ended(last) == Status.INVALID_FIELD
 
 
 @pytest.mark.point("L02")
@@ -131,8 +220,3 @@ def test_impossible_pieces_are_invalid_fields(driver: Driver, size: int, offset:
     completion = driver.get_log(LogId.COMMANDS_EFFECTS, size, offset)
     assert ended(completion) == Status.INVALID_FIELD
     assert do_not_retry(completion)
-
-
-def test_logs_are_not_indexed_by_entry(driver: Driver) -> None:
-    command = Command(AdminOpcode.GET_LOG_PAGE, prp1=driver.data, cdw10=1 | 15 << 16, cdw14=1 << 23)
-    assert ended(driver.admin.execute(command)) == Status.INVALID_FIELD

@@ -12,7 +12,7 @@ from outboard import state
 from outboard.devices.nvme import Namespace, Nvme
 from outboard.devices.nvme.command import Command
 from outboard.devices.nvme.datapath.tuning import Tuning
-from outboard.devices.nvme.spec import AdminOpcode, FeatureId, IoOpcode
+from outboard.devices.nvme.spec import AdminOpcode, FeatureId, IoOpcode, LogId
 from outboard.devices.nvme.status import Status
 from outboard.errors import StateError
 from outboard.storage import FileStorage, RamStorage, Storage
@@ -136,10 +136,19 @@ def test_features_event_requests_and_errors_move_with_it(make_bench: MakeBench, 
     set_arbitration = Command(AdminOpcode.SET_FEATURES, cdw10=FeatureId.ARBITRATION, cdw11=0x0102_0302)
     assert ended(driver.admin.execute(set_arbitration)) == Status.SUCCESS
     assert ended(driver.admin.execute(Command(0x77))) == Status.INVALID_OPCODE
+    bench.device.subsystem.set_vitals(temperature=345, spare=7)
+    for log, action in ((LogId.HOST_TELEMETRY, 1), (LogId.PERSISTENT_EVENTS, 1)):
+        page = Command(AdminOpcode.GET_LOG_PAGE, prp1=driver.data, cdw10=log | action << 8 | 127 << 16)
+        assert ended(driver.admin.execute(page)) == Status.SUCCESS
     target = moved(bench, RamStorage(1 << 20))
     state_there = target.device.state
-    assert state_there.features.plain == bench.device.state.features.plain
+    assert state_there.features.save()["current"] == bench.device.state.features.save()["current"]
     assert list(state_there.events.parked) == [parked]
+    assert state_there.subsystem.vitals == bench.device.state.subsystem.vitals
+    assert state_there.health.counters.power_cycles == 1
+    assert state_there.telemetry.save() == bench.device.state.telemetry.save()
+    assert state_there.event_context == bench.device.state.event_context != b""
+    assert state_there.features.timestamp[6] == 1, "nobody knows how long it stood still"
     assert list(state_there.errors.entries) == list(bench.device.state.errors.entries)
     driver.bar.write32(0x1000 + 8 * 17, 1)  # a doorbell of no queue: an event
     assert driver.admin.wait(parked).status == Status.SUCCESS

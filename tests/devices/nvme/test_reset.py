@@ -5,13 +5,14 @@ from collections.abc import Callable
 import pytest
 
 from outboard.devices.nvme.command import Command
-from outboard.devices.nvme.spec import NSSR_KEY, Cns, IoOpcode
+from outboard.devices.nvme.spec import NSSR_KEY, AdminOpcode, Cns, IoOpcode
 from outboard.devices.nvme.status import Status
 from tests.devices.nvme.bench import Bench
 from tests.devices.nvme.driver import ACQ, AQA, ASQ, CC, CC_ENABLE, NSSR, READY, Driver, QueuePair, ended
 from tests.devices.nvme.test_interrupts import Listener, find_capability
 
 DEVICE_CONTROL, FLR = 8, 1 << 15
+PAUSED = 1 << 5
 FLUSH = Command(IoOpcode.FLUSH, nsid=1)
 
 
@@ -175,3 +176,31 @@ def test_shutdown_flushes_every_namespace_and_survives_one_that_fails(
     assert driver.status == READY | 2 << 2
     assert flushed == [2]
     assert "namespace 1 may have lost data" in caplog.text
+
+
+@pytest.mark.point("S07")
+@pytest.mark.parametrize("ended_by", ["time", "reset"])
+def test_processing_pauses_and_goes_on(bench: Bench, ended_by: str) -> None:
+    driver = bench.driver.enable()
+    pair = driver.create_queue_pair(1)
+    bench.device.pause(0.05)
+    assert driver.status == READY | PAUSED
+    flush = pair.submit(Command(IoOpcode.FLUSH, nsid=1))
+    pair.ring()
+    keep_alive = driver.admin.submit(Command(AdminOpcode.KEEP_ALIVE))
+    driver.admin.ring()
+    bench.settle()
+    assert pair.poll() == driver.admin.poll() == []
+    if ended_by == "reset":
+        driver.disable()
+        pair = driver.enable().create_queue_pair(1)
+        assert driver.status == READY
+        assert ended(pair.execute(Command(IoOpcode.FLUSH, nsid=1))) == Status.SUCCESS
+        return
+    assert ended(pair.wait(flush)) == ended(driver.admin.wait(keep_alive)) == Status.SUCCESS
+    assert driver.status == READY
+
+
+def test_what_is_not_enabled_does_not_pause(bench: Bench) -> None:
+    bench.device.pause(1)
+    assert bench.driver.status == 0

@@ -12,13 +12,14 @@
 `Fault`                   what goes wrong on purpose: ``disk.faults.inject(Fault(...))``
 ========================  ==================================================================
 
-From the registers down: `function` (PCI, interrupts, resets), `registers`, `in_turn`, `controller` (what
-Python does, in turn), `admin` and `io` (the tables of commands; `command_set` says what is known of one),
-`identify`, `features`, `logs`, `queue_commands`, `events`, `admission` (what may be in a command's way), then
-`state`, `subsystem` and `namespace`, `store`, `queues`, `transfer`, `runs`, `prp`, `sgl`, `work`, `workers`,
-`monitor`, and at the bottom `spec`, `status`, `command`, `layouts`. What goes wrong on purpose is said by
-`faults`, kept by `injection` and done by `strikes` and `altered`. `datapath` is the compiled part: it
-serves the I/O queues.
+From the registers down: `function` (PCI, interrupts, resets), `attended`, `registers`, `in_turn`,
+`controller` (what Python does, in turn), `admin` and `io` (the tables of commands; `command_set` says what
+is known of one), `identify`, `features`, `logs`, `queue_commands`, `admission` (what may be in a command's
+way), what there is to tell a host (`events`, `vitals`, `health`, `error_log`, `telemetry`,
+`persistent_events`, `power`, `feature_values`), then `state`, `subsystem` and `namespace`, `store`,
+`queues`, `transfer`, `runs`, `prp`, `sgl`, `work`, `workers`, `monitor`, and at the bottom `spec`, `status`,
+`command`, `layouts`. What goes wrong on purpose is said by `faults`, kept by `injection` and done by
+`strikes` and `altered`. `datapath` is the compiled part: it serves the I/O queues.
 """
 
 from outboard.devices.nvme.ana import AnaState

@@ -16,20 +16,22 @@ from contextlib import contextmanager, nullcontext
 from enum import Enum
 from functools import partial
 
-from outboard.devices.nvme import fused
+from outboard.devices.nvme import fused, vitals
 from outboard.devices.nvme.admission import admit, admit_admin
 from outboard.devices.nvme.command import Command
 from outboard.devices.nvme.datapath.loop import MORE
+from outboard.devices.nvme.error_log import logged_failure
 from outboard.devices.nvme.events import INVALID_DOORBELL_REGISTER, INVALID_DOORBELL_VALUE
 from outboard.devices.nvme.fused import FUSE, Pair, check_first, compare_and_write
+from outboard.devices.nvme.io import flush_each
 from outboard.devices.nvme.queues import CompletionQueue, SubmissionQueue
 from outboard.devices.nvme.state import Outstanding, State
 from outboard.devices.nvme.status import CommandFailed, Status, status_field
 from outboard.devices.nvme.strikes import Struck
 from outboard.devices.nvme.transfer import Abandoned, check_admin_flags, check_io_flags
-from outboard.devices.nvme.work import Call, Work, run_inline
+from outboard.devices.nvme.work import Work, run_inline
 from outboard.devices.nvme.workers import Task, Workers
-from outboard.errors import DmaError, StorageError
+from outboard.errors import DmaError
 from outboard.loop import Loop
 from outboard.native.libc import SECOND
 
@@ -77,6 +79,8 @@ class Controller:
     ) -> None:
         self.state = state
         self.enabled = False
+        self.paused = False
+        """Set: take no command, and tell no event (CSTS.PP)."""
         self._interrupt = interrupt
         self.progressed = progressed
         self._processing = False
@@ -90,6 +94,7 @@ class Controller:
     def enable(self, asq: int, sq_size: int, acq: int, cq_size: int) -> None:
         """Start with the admin queues at these addresses, of so many entries."""
         state, plane = self.state, self.state.plane
+        vitals.check(state)
         with plane.paused():
             cq = CompletionQueue(*plane.record_of_cq(0), id=0, address=acq, size=cq_size, submitters=1)
             state.completion[0] = cq
@@ -108,7 +113,7 @@ class Controller:
 
     def reset(self) -> None:
         """End this life: no DMA, completion or interrupt of it comes later."""
-        self.enabled = False
+        self.enabled = self.paused = False
         with self.state.plane.paused():
             self.state.plane.frozen = False
             self.state.reset()
@@ -146,7 +151,7 @@ class Controller:
     def thaw(self) -> None:
         """Go on; the host hears once more of what it has not consumed."""
         with self.state.plane.paused():
-            self.state.plane.frozen = False
+            self.state.plane.frozen = self.paused
             self.state.plane.place()
         for cq in self.state.completion.values():
             cq.signal = cq.used > 0
@@ -166,9 +171,9 @@ class Controller:
     def flush(self, done: Callable[[], None]) -> None:
         """Make everything durable that was written, then call ``done``."""
         if self._workers is not None:
-            self._workers.start(_flush_each(self.state), lambda outcome: done())
+            self._workers.start(flush_each(self.state), lambda outcome: done())
         else:
-            run_inline(_flush_each(self.state))
+            run_inline(flush_each(self.state))
             done()
 
     def ring(self, doorbell: int, value: int) -> bool:
@@ -182,9 +187,9 @@ class Controller:
         queues = self.state.completion if doorbell & 1 else self.state.submission
         queue = queues.get(doorbell >> 1)
         if queue is None:
-            self.state.events.post(INVALID_DOORBELL_REGISTER)
+            self.state.report_doorbell(INVALID_DOORBELL_REGISTER, Status.INVALID_QUEUE_ID)
         elif not queue.ring(value):
-            self.state.events.post(INVALID_DOORBELL_VALUE)
+            self.state.report_doorbell(INVALID_DOORBELL_VALUE, Status.INVALID_FIELD)
         elif queue.fast:
             if isinstance(queue, SubmissionQueue):
                 plane.wake(queue.cq.id)
@@ -197,7 +202,7 @@ class Controller:
     def pending(self) -> bool:
         """Whether there is a command to take, or an event to tell, and room for the answer."""
         state = self.state
-        if not self.enabled or self._processing:
+        if not self.enabled or self.paused or self._processing:
             return False
         return (
             any(sq.ready for sq in state.submission.values())
@@ -213,7 +218,7 @@ class Controller:
 
     def process(self) -> Progress:
         """Execute up to `BATCH` commands. Called from within itself, by way of a DMA message: nothing."""
-        if self._processing or not self.enabled:
+        if self._processing or not self.enabled or self.paused:
             return Progress.IDLE
         self._processing = True
         self._out_of_reach.clear()
@@ -265,11 +270,9 @@ class Controller:
     def _look_at_doorbells(self) -> None:
         """Look at doorbells that do not ring, and at what the data plane says of those it looked at."""
         state, plane = self.state, self.state.plane
-        for _ in range(plane.take_bad_doorbells()):
-            state.events.post(INVALID_DOORBELL_VALUE)
-        for sq in state.submission.values():
-            if not sq.fast and not sq.look():
-                state.events.post(INVALID_DOORBELL_VALUE)
+        bad = sum(not sq.fast and not sq.look() for sq in state.submission.values())
+        for _ in range(plane.take_bad_doorbells() + bad):
+            self.state.report_doorbell(INVALID_DOORBELL_VALUE, Status.INVALID_FIELD)
 
     @contextmanager
     def _reaching(self, queue: SubmissionQueue | CompletionQueue) -> Iterator[None]:
@@ -448,7 +451,7 @@ class Controller:
         if not isinstance(outcome, Exception):
             return 0, outcome
         result = outcome.result if isinstance(outcome, CommandFailed) else 0
-        return self._fail(sq, command, outcome), result
+        return logged_failure(self.state, sq.id, command, outcome), result
 
     def complete(self, sq: SubmissionQueue, cid: int, field: int, result: int) -> None:
         """Post the completion of a command that was counted as pending; by whoever posts there."""
@@ -470,19 +473,6 @@ class Controller:
         """A command that was counted as pending never completes."""
         with self.state.plane.paused():
             sq.cq.pending -= 1
-
-    def _fail(self, sq: SubmissionQueue, command: Command, error: Exception) -> int:
-        """Log a failure where the host can read it; return its status field."""
-        if isinstance(error, Abandoned):
-            raise error
-        if not isinstance(error, CommandFailed):
-            log.error("opcode %#x of queue %d failed", command.opcode, sq.id, exc_info=error)
-            error = CommandFailed(Status.INTERNAL_ERROR, repr(error))
-        field = error.field if error.field is not None else status_field(error.status, more=True)
-        lba = error.lba if error.lba is not None else command.slba if sq.id else 0
-        self.state.errors.add(sq.id, command, field, error, lba)
-        log.debug("queue %d, command %#x: %s", sq.id, command.cid, error)
-        return field
 
     def _tell_events(self) -> None:
         """Complete event requests, as far as the admin completion queue has room."""
@@ -506,13 +496,3 @@ class Controller:
 
 def _unknown(command: Command) -> CommandFailed:
     return CommandFailed(Status.INVALID_OPCODE, f"opcode {command.opcode:#x} is unknown", location=0)
-
-
-def _flush_each(state: State) -> Work:
-    """Flush every namespace, whatever becomes of the others."""
-    for nsid, space in state.namespaces.items():
-        try:
-            yield Call(space.storage, space.storage.flush)
-        except StorageError:
-            log.exception("namespace %d may have lost data at shutdown", nsid)
-    return 0

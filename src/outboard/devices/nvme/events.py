@@ -1,47 +1,84 @@
 """Asynchronous events: requests that wait, events that wait, and which of them meet.
 
-NVMe Base 2.0, 5.2. An Asynchronous Event Request completes only when there is something to say. An
-event of one type is said once; the next of that type waits until the host has read the log page that
-goes with it. Events for which no request is outstanding are kept, each kind once.
+NVMe Base 2.0, 5.2. An Asynchronous Event Request completes only when there is something to say. After an
+event its type is masked until the host has read the log page that goes with that event. Events for which no
+request is outstanding are kept, each kind once; to read an event's log is to have heard of it.
 """
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from outboard.devices.nvme.spec import ErrorEvent, EventType, IoEvent, LogId, NoticeEvent
+from outboard.devices.nvme.spec import ErrorEvent, EventType, HealthEvent, IoEvent, LogId, NoticeEvent
 from outboard.devices.nvme.status import CommandFailed, Status
+
+NAMESPACE_NOTICES, FIRMWARE_NOTICES, TELEMETRY_NOTICES, ACCESS_NOTICES = 1 << 8, 1 << 9, 1 << 10, 1 << 11
+ZONE_NOTICES = 1 << 27
+"""Bits of Asynchronous Event Configuration."""
+
+CRITICAL_WARNINGS = 0xFF
+"""The bits of it that are those of the SMART / Health page."""
+
+OFFERED_NOTICES = NAMESPACE_NOTICES | ZONE_NOTICES
+"""The notices that can come, as OAES has them. It says nothing of telemetry: who has that tells of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
     """Something to tell the host; ``log`` is the page that says more and, once read, clears it.
 
-    ``detail`` is the specific parameter of an event that has one.
+    ``detail`` is the specific parameter of an event that has one: the namespace whose log that is.
+    ``wanted_by`` are bits of Asynchronous Event Configuration: without one of them set it is not told.
     """
 
     type: EventType
     info: int
     log: LogId
     detail: int = 0
+    wanted_by: int = field(default=0, compare=False)
 
     @property
     def result(self) -> int:
         """Dwords 0 and 1 of the completion that tells it."""
         return self.type | self.info << 8 | self.log << 16 | self.detail << 32
 
+    def is_cleared_by(self, log: LogId, nsid: int) -> bool:
+        """Whether to read this page, of this namespace, is to have heard of it."""
+        return self.log == log and self.detail in (0, nsid)
 
-INVALID_DOORBELL_REGISTER = Event(
-    EventType.ERROR, ErrorEvent.INVALID_DOORBELL_REGISTER, LogId.ERROR_INFORMATION
+
+def _error(info: ErrorEvent) -> Event:
+    return Event(EventType.ERROR, info, LogId.ERROR_INFORMATION)
+
+
+def _notice(info: NoticeEvent, log: LogId, wanted_by: int) -> Event:
+    return Event(EventType.NOTICE, info, log, wanted_by=wanted_by)
+
+
+INVALID_DOORBELL_REGISTER = _error(ErrorEvent.INVALID_DOORBELL_REGISTER)
+INVALID_DOORBELL_VALUE = _error(ErrorEvent.INVALID_DOORBELL_VALUE)
+PERSISTENT_INTERNAL_ERROR = _error(ErrorEvent.PERSISTENT_INTERNAL_ERROR)
+TRANSIENT_INTERNAL_ERROR = _error(ErrorEvent.TRANSIENT_INTERNAL_ERROR)
+FIRMWARE_IMAGE_LOAD_ERROR = _error(ErrorEvent.FIRMWARE_IMAGE_LOAD_ERROR)
+
+NAMESPACE_CHANGED = _notice(
+    NoticeEvent.NAMESPACE_ATTRIBUTE_CHANGED, LogId.CHANGED_NAMESPACES, NAMESPACE_NOTICES
 )
-INVALID_DOORBELL_VALUE = Event(EventType.ERROR, ErrorEvent.INVALID_DOORBELL_VALUE, LogId.ERROR_INFORMATION)
-NAMESPACE_CHANGED = Event(EventType.NOTICE, NoticeEvent.NAMESPACE_ATTRIBUTE_CHANGED, LogId.CHANGED_NAMESPACES)
-ACCESS_CHANGED = Event(EventType.NOTICE, NoticeEvent.NAMESPACE_ACCESS_CHANGED, LogId.NAMESPACE_ACCESS)
-RESERVATION_CHANGED = Event(EventType.IO_SPECIFIC, IoEvent.RESERVATION, LogId.RESERVATION_NOTIFICATION)
-ZONE_CHANGED = Event(EventType.NOTICE, NoticeEvent.ZONE_DESCRIPTOR_CHANGED, LogId.CHANGED_ZONES)
+FIRMWARE_ACTIVATION_STARTING = _notice(
+    NoticeEvent.FIRMWARE_ACTIVATION_STARTING, LogId.FIRMWARE_SLOT, FIRMWARE_NOTICES
+)
+TELEMETRY_CHANGED = _notice(NoticeEvent.TELEMETRY_CHANGED, LogId.CONTROLLER_TELEMETRY, TELEMETRY_NOTICES)
+ACCESS_CHANGED = _notice(NoticeEvent.NAMESPACE_ACCESS_CHANGED, LogId.NAMESPACE_ACCESS, ACCESS_NOTICES)
+ZONE_CHANGED = _notice(NoticeEvent.ZONE_DESCRIPTOR_CHANGED, LogId.CHANGED_ZONES, ZONE_NOTICES)
 """Of the namespace that is its detail."""
 
-_EVENTS = (INVALID_DOORBELL_VALUE, NAMESPACE_CHANGED, ACCESS_CHANGED, RESERVATION_CHANGED, ZONE_CHANGED)
-"""One for each log that clears a type of events."""
+RESERVATION_LOG_AVAILABLE = Event(EventType.IO_SPECIFIC, IoEvent.RESERVATION, LogId.RESERVATION_NOTIFICATION)
+SANITIZE_COMPLETED = Event(EventType.IO_SPECIFIC, IoEvent.SANITIZE_COMPLETED, LogId.SANITIZE_STATUS)
+
+
+def health_event(info: HealthEvent, warning: int) -> Event:
+    """The event that tells of critical warnings; ``warning`` is their bit in the SMART / Health page."""
+    return Event(EventType.HEALTH, info, LogId.HEALTH, wanted_by=warning)
+
 
 Ending = tuple[int, Status, int]
 """A command of the admin queue that ends now: ``(cid, status, result)``."""
@@ -50,8 +87,9 @@ Ending = tuple[int, Status, int]
 class Events:
     """The events and the requests of one controller, which allows ``limit`` requests at a time.
 
-    ``parked`` are the requests that wait, ``waiting`` the events that do, ``masked`` the types that wait for
-    their log to be read, ``endings`` the requests that end without an event.
+    ``parked`` are the requests that wait, ``waiting`` the events that do, ``endings`` the requests that end
+    without an event. ``masked`` are the types of which nothing is told, with the
+    event whose log has to be read.
     """
 
     def __init__(self, limit: int) -> None:
@@ -62,7 +100,7 @@ class Events:
         """Drop everything, silently."""
         self.parked: deque[int] = deque()
         self.waiting: dict[Event, None] = {}
-        self.masked: set[EventType] = set()
+        self.masked: dict[EventType, Event] = {}
         self.endings: deque[Ending] = deque()
 
     def park(self, cid: int) -> None:
@@ -77,11 +115,18 @@ class Events:
         """Something happened."""
         self.waiting[event] = None
 
-    def log_was_read(self, log: LogId) -> None:
-        """The host read a log page, and did not ask to retain its event: it may be told the next one."""
-        for event in _EVENTS:
-            if event.log == log:
-                self.masked.discard(event.type)
+    def configured(self, wanted: int) -> None:
+        """Asynchronous Event Configuration has this value now: forget what the host does not want to hear."""
+        for event in [each for each in self.waiting if each.wanted_by and not each.wanted_by & wanted]:
+            del self.waiting[event]
+
+    def log_was_read(self, log: LogId, nsid: int = 0) -> None:
+        """The host read a log page, that of ``nsid`` if it is a namespace's, and did not retain its event."""
+        self.masked = {
+            kind: event for kind, event in self.masked.items() if not event.is_cleared_by(log, nsid)
+        }
+        for event in [each for each in self.waiting if each.is_cleared_by(log, nsid)]:
+            del self.waiting[event]
 
     def abort(self, cid: int) -> bool:
         """End the request ``cid`` as aborted; False if no such request is outstanding."""
@@ -104,7 +149,7 @@ class Events:
         if event is None or not self.parked:
             return None
         del self.waiting[event]
-        self.masked.add(event.type)
+        self.masked[event.type] = event
         return self.parked.popleft(), Status.SUCCESS, event.result
 
     def _next_event(self) -> Event | None:

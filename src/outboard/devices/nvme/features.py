@@ -1,19 +1,20 @@
-"""Features: what a host may set, and read back (NVMe Base 2.0, 5.27).
+"""Get Features and Set Features: what a host may set, and read back (NVMe Base 2.0, 5.15 and 5.27).
 
-Nothing is saveable: Save in Set Features is refused, and the saved value is the default one. A reset
-of the controller brings the defaults back. What is accepted without effect: error recovery, atomicity,
-and the Keep Alive timer, which never expires.
+The values are those of `outboard.devices.nvme.feature_values`. What is accepted without effect: the time
+limit of error recovery, atomicity, power states, and the Keep Alive timer, which never runs out: over PCIe
+nobody is cut off who is only silent.
 """
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from outboard.devices.nvme import ana, placement_reports
+from outboard.devices.nvme import ana, placement_reports, power, vitals
 from outboard.devices.nvme import reservation_features as held
 from outboard.devices.nvme.command import Command
-from outboard.devices.nvme.spec import BROADCAST, FeatureId, Select
+from outboard.devices.nvme.feature_values import BEHAVIOR_SIZE, PLAIN, TRANSITIONS_SIZE
+from outboard.devices.nvme.power import COOLEST, HOTTEST, POWER_STATES
+from outboard.devices.nvme.spec import BROADCAST, FeatureId, PersistentEvent, Select
 from outboard.devices.nvme.status import CommandFailed, Status
 from outboard.devices.nvme.transfer import deliver, fetch
 from outboard.devices.nvme.work import Call, Work
@@ -21,191 +22,79 @@ from outboard.devices.nvme.work import Call, Work
 if TYPE_CHECKING:
     from outboard.devices.nvme.state import State
 
-BEHAVIOR_SIZE = 512
-_COPY_FORMATS = 0b1100
 COMPOSITE, ALL_SENSORS = 0x0, 0xF
-_CHANGEABLE, _NAMESPACE_SPECIFIC = 1 << 2, 1 << 1
+
+CHANGEABLE, NAMESPACE_SPECIFIC, SAVEABLE = 1 << 2, 1 << 1, 1 << 0
+"""Capabilities of a feature, as Get Features has them."""
+
+BEHAVIORS: dict[int, int] = {0: 0b1, 4: 0b1100, 5: 0}
+"""Bytes of Host Behavior Support and the bits that can be set in them: advanced command retry, and copy
+descriptors of formats 2 and 3. Others are not kept."""
 
 
-@dataclass(frozen=True, slots=True)
-class Plain:
-    """A value of one dword, of which a host may set the bits in ``mask``."""
-
-    default: int
-    mask: int
+def _always(state: "State") -> bool:
+    return True
 
 
-PLAIN: dict[int, Plain] = {
-    FeatureId.ARBITRATION: Plain(default=4, mask=0xFFFF_FF07),
-    FeatureId.POWER_MANAGEMENT: Plain(default=0, mask=0xE0),
-    FeatureId.ERROR_RECOVERY: Plain(default=0, mask=0x1_FFFF),
-    FeatureId.VOLATILE_WRITE_CACHE: Plain(default=1, mask=1),
-    FeatureId.INTERRUPT_COALESCING: Plain(default=0, mask=0xFFFF),
-    FeatureId.WRITE_ATOMICITY: Plain(default=0, mask=1),
-    FeatureId.ASYNC_EVENT_CONFIGURATION: Plain(default=0, mask=1 << 27 | 1 << 11 | 0x1FF),
-    FeatureId.KEEP_ALIVE_TIMER: Plain(default=0, mask=0xFFFF_FFFF),
-}
-
-_OF_THE_DATA_PATH = frozenset(
-    {
-        FeatureId.ARBITRATION,
-        FeatureId.VOLATILE_WRITE_CACHE,
-        FeatureId.INTERRUPT_COALESCING,
-        FeatureId.INTERRUPT_VECTOR_CONFIGURATION,
-    }
-)
-
-_COALESCING_TICK = 100_000
-"""Nanoseconds in which an aggregation time is counted."""
-
-
-class Features:
-    """The current values of one controller.
-
-    ``on_change`` is called when one changes that commands and interrupts depend on: `burst`,
-    `write_cache`, `coalescing` or `coalesced`.
-    """
-
-    def __init__(self, warning_temperature: int) -> None:
-        self.on_change: Callable[[], None] | None = None
-        self._warning_temperature = warning_temperature
-        self.reset()
-
-    def reset(self) -> None:
-        """Bring the defaults back."""
-        self.plain: dict[int, int] = {fid: feature.default for fid, feature in PLAIN.items()}
-        self.thresholds: list[int] = [self._warning_temperature, 0]
-        self.uncoalesced: dict[int, bool] = {}
-        self.behavior = bytes(BEHAVIOR_SIZE)
-        self._timestamp = 0
-        self._set_at: float | None = None
-        self._changed()
-
-    def save(self) -> dict[str, Any]:
-        """The current values, as JSON."""
-        return {
-            "plain": {str(int(fid)): value for fid, value in self.plain.items()},
-            "thresholds": self.thresholds,
-            "uncoalesced": [vector for vector, off in self.uncoalesced.items() if off],
-            "behavior": self.behavior.hex(),
-            "timestamp": self.timestamp.hex() if self._set_at is not None else None,
-        }
-
-    def restore(self, saved: Mapping[str, Any]) -> None:
-        """Take back what `save` gave. Raises KeyError, ValueError, TypeError."""
-        self.plain = {
-            fid: int(saved["plain"][str(int(fid))]) & feature.mask for fid, feature in PLAIN.items()
-        }
-        over, under = saved["thresholds"]
-        self.thresholds = [int(over) & 0xFFFF, int(under) & 0xFFFF]
-        self.uncoalesced = {int(vector): True for vector in saved["uncoalesced"]}
-        self.behavior = bytes.fromhex(saved["behavior"])[:5].ljust(BEHAVIOR_SIZE, b"\0")
-        if saved["timestamp"] is not None:
-            self.timestamp = bytes.fromhex(saved["timestamp"])
-        self._changed()
-
-    def set_plain(self, fid: int, value: int) -> None:
-        """Set a feature of one dword, as far as a host may."""
-        self.plain[fid] = value & PLAIN[fid].mask
-        if fid in _OF_THE_DATA_PATH:
-            self._changed()
-
-    def set_coalesced(self, vector: int, coalesced: bool) -> None:
-        """Say whether `coalescing` is for ``vector``."""
-        self.uncoalesced[vector] = not coalesced
-        self._changed()
-
-    def _changed(self) -> None:
-        if self.on_change:
-            self.on_change()
-
-    @property
-    def burst(self) -> int:
-        """Commands taken from one queue before its neighbour's turn, as the host recommends."""
-        exponent = self.plain[FeatureId.ARBITRATION] & 7
-        return 1 << exponent
-
-    @property
-    def write_cache(self) -> bool:
-        """Whether a write may be completed before it is durable."""
-        return bool(self.plain[FeatureId.VOLATILE_WRITE_CACHE])
-
-    @property
-    def coalescing(self) -> tuple[int, int]:
-        """Completions to gather before an interrupt (1: none), and nanoseconds to wait at most (0: none).
-
-        For I/O queues only.
-        """
-        value = self.plain[FeatureId.INTERRUPT_COALESCING]
-        return (value & 0xFF) + 1, (value >> 8 & 0xFF) * _COALESCING_TICK
-
-    def coalesced(self, vector: int) -> bool:
-        """Whether the host leaves `coalescing` on for this vector."""
-        return not self.uncoalesced.get(vector, False)
-
-    def reports_deallocated(self, nsid: int) -> bool:
-        """Whether the host wants an error when it reads deallocated blocks of a namespace (DULBE)."""
-        return bool(self.plain[FeatureId.ERROR_RECOVERY] & 1 << 16)
-
-    def copies_across(self, kind: int) -> bool:
-        """Whether the host has enabled copy descriptors of format ``kind`` (2 or 3)."""
-        return bool(self.behavior[4] >> kind & 1)
-
-    def tells(self, notice: int) -> bool:
-        """Whether the host wants events of this bit of Asynchronous Event Configuration."""
-        return bool(self.plain[FeatureId.ASYNC_EVENT_CONFIGURATION] & notice)
-
-    @property
-    def default_thresholds(self) -> list[int]:
-        """Temperatures (kelvins) over and under which a drive complains."""
-        return [self._warning_temperature, 0]
-
-    @property
-    def timestamp(self) -> bytes:
-        """The clock the host set, as Get Features gives it: milliseconds, and where they come from."""
-        if self._set_at is None:
-            return bytes(8)
-        now = self._timestamp + int((time.monotonic() - self._set_at) * 1000)
-        host_set = 0b001 << 1
-        return (now & (1 << 48) - 1).to_bytes(6, "little") + bytes([host_set, 0])
-
-    @timestamp.setter
-    def timestamp(self, data: bytes) -> None:
-        self._timestamp = int.from_bytes(data[:6], "little")
-        self._set_at = time.monotonic()
+def _places(state: "State") -> bool:
+    return state.subsystem.placement is not None
 
 
 @dataclass(frozen=True, slots=True)
 class Feature:
     """How a feature is read and set: both return dword 0 of the completion, and move data themselves.
 
-    ``get`` is not called for capabilities. Set Features has been checked against ``namespace_specific``.
+    A controller has it if it is ``offered``. ``get`` is not called for capabilities. Set Features has been
+    checked against the rest: for a feature that is ``saveable``, ``set`` looks at `saves`.
     """
 
     get: "Callable[[State, Command, Select], int]"
     set: "Callable[[State, Command], int | Work]"
     namespace_specific: bool = False
+    saveable: bool = False
+    changeable: bool = True
+    offered: "Callable[[State], bool]" = _always
+
+    @property
+    def capabilities(self) -> int:
+        """What Get Features says of it."""
+        return (
+            self.changeable * CHANGEABLE
+            | self.namespace_specific * NAMESPACE_SPECIFIC
+            | self.saveable * SAVEABLE
+        )
+
+
+def saves(command: Command) -> bool:
+    """Whether Set Features has Save set."""
+    return bool(command.cdw10 >> 31)
 
 
 def get_features(state: "State", command: Command) -> int:
     """Execute Get Features."""
     select = command.cdw10 >> 8 & 7
-    feature = _feature(command)
+    feature = _feature(state, command)
     if select > Select.CAPABILITIES:
         raise CommandFailed(Status.INVALID_FIELD, f"Select {select} is reserved", location=41)
-    if feature.namespace_specific:
-        _check_namespace(state, command.nsid)
     if select == Select.CAPABILITIES:
-        return _CHANGEABLE | (_NAMESPACE_SPECIFIC if feature.namespace_specific else 0)
+        return feature.capabilities
+    if feature.namespace_specific:
+        if command.nsid == BROADCAST:
+            raise CommandFailed(Status.INVALID_NAMESPACE, "each namespace has a value of its own", location=4)
+        _check_namespace(state, command.nsid)
     return feature.get(state, command, Select(select))
 
 
 def set_features(state: "State", command: Command) -> int | Work:
     """Execute Set Features. To end the write cache takes time."""
-    feature = _feature(command)
+    feature = _feature(state, command)
     fid = command.cdw10 & 0xFF
-    if command.cdw10 >> 31:
-        raise CommandFailed(Status.FEATURE_NOT_SAVEABLE, f"feature {fid:#x} is not saveable", location=43)
+    if not feature.changeable:
+        raise CommandFailed(Status.FEATURE_NOT_CHANGEABLE, f"feature {fid:#x} is what it is", location=40)
+    if saves(command) and not feature.saveable:
+        raise CommandFailed(
+            Status.FEATURE_NOT_SAVEABLE, f"feature {fid:#x} is not saveable", location=43, bit=7
+        )
     _check_namespace(state, command.nsid)
     if not feature.namespace_specific and command.nsid not in (0, BROADCAST):
         raise CommandFailed(
@@ -214,9 +103,9 @@ def set_features(state: "State", command: Command) -> int | Work:
     return feature.set(state, command)
 
 
-def _feature(command: Command) -> Feature:
+def _feature(state: "State", command: Command) -> Feature:
     fid = command.cdw10 & 0xFF
-    if fid not in FEATURES:
+    if fid not in FEATURES or not FEATURES[fid].offered(state):
         raise CommandFailed(Status.INVALID_FIELD, f"there is no feature {fid:#x}", location=40)
     return FEATURES[fid]
 
@@ -228,21 +117,58 @@ def _check_namespace(state: "State", nsid: int) -> None:
 
 
 def _get_plain(state: "State", command: Command, select: Select) -> int:
-    fid = command.cdw10 & 0xFF
-    return state.features.plain[fid] if select == Select.CURRENT else PLAIN[fid].default
+    return state.features.get(command.cdw10 & 0xFF, select=select)
 
 
 def _set_plain(state: "State", command: Command) -> int:
-    state.features.set_plain(command.cdw10 & 0xFF, command.cdw11)
+    return _set_each(state, command, (0,))
+
+
+def _set_each(state: "State", command: Command, indices: Iterable[int]) -> int:
+    for index in indices:
+        state.features.set(command.cdw10 & 0xFF, command.cdw11, index, save=saves(command))
     return 0
 
 
+def _get_power(state: "State", command: Command, select: Select) -> int:
+    if select == Select.CURRENT:
+        power.wake(state)
+    return _get_plain(state, command, select)
+
+
 def _set_power(state: "State", command: Command) -> int:
-    if command.cdw11 & 0x1F:
-        raise CommandFailed(
-            Status.INVALID_FIELD, f"there is no power state {command.cdw11 & 0x1F}", location=44
-        )
+    wanted = command.cdw11 & 0x1F
+    if wanted >= len(POWER_STATES):
+        raise CommandFailed(Status.INVALID_FIELD, f"there is no power state {wanted}", location=44)
+    power.enter(state, wanted)
     return _set_plain(state, command)
+
+
+def _get_transitions(state: "State", command: Command, select: Select) -> int:
+    features = state.features
+    tables = {
+        Select.CURRENT: features.transitions,
+        Select.DEFAULT: bytes(TRANSITIONS_SIZE),
+        Select.SAVED: features.saved_transitions,
+    }
+    deliver(state.bus, command, tables[select])
+    return _get_plain(state, command, select)
+
+
+def _set_transitions(state: "State", command: Command) -> int:
+    table = fetch(state.bus, command, TRANSITIONS_SIZE)
+    for number in range(len(POWER_STATES)):
+        target = table[number * 8] >> 3
+        if target >= len(POWER_STATES):
+            raise CommandFailed(
+                Status.INVALID_FIELD, f"state {number} cannot end in power state {target}", location=24
+            )
+    state.features.set_transitions(table, save=saves(command))
+    return _set_plain(state, command)
+
+
+def _get_error_recovery(state: "State", command: Command, select: Select) -> int:
+    return state.features.get(FeatureId.ERROR_RECOVERY, command.nsid, select)
 
 
 def _set_error_recovery(state: "State", command: Command) -> int:
@@ -250,7 +176,7 @@ def _set_error_recovery(state: "State", command: Command) -> int:
     named = state.namespaces.values() if every else [state.namespace(command.nsid)]
     if command.cdw11 >> 16 & 1 and all(space.deallocated is None for space in named):
         raise CommandFailed(Status.INVALID_FIELD, "reads of deallocated blocks are no errors", location=46)
-    _set_plain(state, command)
+    _set_each(state, command, (0, *state.namespaces) if every else (command.nsid,))
     state.plane.configure()
     return 0
 
@@ -272,22 +198,22 @@ def _get_threshold(state: "State", command: Command, select: Select) -> int:
     sensor, side = _threshold(command)
     if sensor != COMPOSITE:
         raise CommandFailed(Status.INVALID_FIELD, "there is one temperature only", location=46)
-    features = state.features
-    return (features.thresholds if select == Select.CURRENT else features.default_thresholds)[side]
+    return state.features.get(FeatureId.TEMPERATURE_THRESHOLD, side, select)
 
 
 def _set_threshold(state: "State", command: Command) -> int:
     sensor, side = _threshold(command)
     if sensor not in (COMPOSITE, ALL_SENSORS):
         raise CommandFailed(Status.INVALID_FIELD, "there is one temperature only", location=46)
-    state.features.thresholds[side] = command.cdw11 & 0xFFFF
+    _set_each(state, command, (side,))
+    vitals.check(state)
     return 0
 
 
 def _threshold(command: Command) -> tuple[int, int]:
     sensor, side = command.cdw11 >> 16 & 0xF, command.cdw11 >> 20 & 3
     if side > 1:
-        raise CommandFailed(Status.INVALID_FIELD, f"threshold type {side} is reserved", location=46)
+        raise CommandFailed(Status.INVALID_FIELD, f"threshold type {side} is reserved", location=46, bit=4)
     return sensor, side
 
 
@@ -308,12 +234,11 @@ def _set_number_of_queues(state: "State", command: Command) -> int:
 
 def _get_vector(state: "State", command: Command, select: Select) -> int:
     vector = _vector(state, command)
-    return vector | (select == Select.CURRENT and not state.features.coalesced(vector)) << 16
+    return vector | state.features.get(FeatureId.INTERRUPT_VECTOR_CONFIGURATION, vector, select)
 
 
 def _set_vector(state: "State", command: Command) -> int:
-    state.features.set_coalesced(_vector(state, command), not command.cdw11 >> 16 & 1)
-    return 0
+    return _set_each(state, command, (_vector(state, command),))
 
 
 def _vector(state: "State", command: Command) -> int:
@@ -323,13 +248,46 @@ def _vector(state: "State", command: Command) -> int:
     return vector
 
 
+def _set_events(state: "State", command: Command) -> int:
+    _set_plain(state, command)
+    state.events.configured(state.features.wanted_events)
+    vitals.check(state)
+    return 0
+
+
+def _set_thermal_management(state: "State", command: Command) -> int:
+    heavy, light = command.cdw11 & 0xFFFF, command.cdw11 >> 16
+    for temperature in (heavy, light):
+        if temperature and not COOLEST <= temperature <= HOTTEST:
+            raise CommandFailed(
+                Status.INVALID_FIELD, f"{temperature} K is not {COOLEST} to {HOTTEST} K", location=44
+            )
+    if heavy and light >= heavy:
+        raise CommandFailed(Status.INVALID_FIELD, f"TMT1 ({light} K) is not below TMT2", location=46)
+    _set_plain(state, command)
+    vitals.check(state)
+    return 0
+
+
+def _set_profile(state: "State", command: Command) -> int:
+    if command.cdw11 & 0x1FF:
+        raise CommandFailed(
+            Status.COMMAND_SET_REJECTED, f"there is no combination {command.cdw11 & 0x1FF}", location=44
+        )
+    return _set_plain(state, command)
+
+
 def _get_timestamp(state: "State", command: Command, select: Select) -> int:
     deliver(state.bus, command, state.features.timestamp if select == Select.CURRENT else bytes(8))
     return 0
 
 
 def _set_timestamp(state: "State", command: Command) -> int:
-    state.features.timestamp = fetch(state.bus, command, 8)
+    data = fetch(state.bus, command, 8)
+    features = state.features
+    before = features.timestamp + features.since_reset.to_bytes(8, "little")
+    features.timestamp = data
+    state.remember(PersistentEvent.TIMESTAMP_CHANGE, before)
     return 0
 
 
@@ -341,46 +299,42 @@ def _get_behavior(state: "State", command: Command, select: Select) -> int:
 
 def _set_behavior(state: "State", command: Command) -> int:
     behavior = fetch(state.bus, command, BEHAVIOR_SIZE)
-    if behavior[0] > 1:
-        raise CommandFailed(Status.INVALID_FIELD, f"ACRE is 0 or 1, not {behavior[0]}")
-    if behavior[4] & ~_COPY_FORMATS or behavior[5]:
-        raise CommandFailed(Status.INVALID_FIELD, "copy descriptor formats 2 and 3 can be enabled")
-    state.features.behavior = bytes([behavior[0], 0, 0, 0, behavior[4]]).ljust(BEHAVIOR_SIZE, b"\0")
-    return 0
-
-
-def _get_command_sets(state: "State", command: Command, select: Select) -> int:
-    return 0  # the place of the combination in Identify's list
-
-
-def _set_command_sets(state: "State", command: Command) -> int:
-    if command.cdw11 & 0x1FF:
-        raise CommandFailed(
-            Status.COMMAND_SET_REJECTED,
-            f"there is no combination of command sets {command.cdw11 & 0x1FF}",
-            location=44,
-        )
+    kept = bytearray(BEHAVIOR_SIZE)
+    for at, bits in BEHAVIORS.items():
+        if behavior[at] & ~bits:
+            raise CommandFailed(
+                Status.INVALID_FIELD, f"bits {bits:#x} of byte {at} can be set, not {behavior[at]:#x}"
+            )
+        kept[at] = behavior[at]
+    state.features.behavior = bytes(kept)
     return 0
 
 
 FEATURES: dict[int, Feature] = {
-    **{fid: Feature(_get_plain, _set_plain) for fid in PLAIN},
-    FeatureId.POWER_MANAGEMENT: Feature(_get_plain, _set_power),
-    FeatureId.TEMPERATURE_THRESHOLD: Feature(_get_threshold, _set_threshold),
-    FeatureId.ERROR_RECOVERY: Feature(_get_plain, _set_error_recovery, namespace_specific=True),
-    FeatureId.VOLATILE_WRITE_CACHE: Feature(_get_plain, _set_write_cache),
+    **{fid: Feature(_get_plain, _set_plain, saveable=plain.saveable) for fid, plain in PLAIN.items()},
+    FeatureId.POWER_MANAGEMENT: Feature(_get_power, _set_power, saveable=True),
+    FeatureId.TEMPERATURE_THRESHOLD: Feature(_get_threshold, _set_threshold, saveable=True),
+    FeatureId.ERROR_RECOVERY: Feature(
+        _get_error_recovery, _set_error_recovery, namespace_specific=True, saveable=True
+    ),
+    FeatureId.VOLATILE_WRITE_CACHE: Feature(_get_plain, _set_write_cache, saveable=True),
     FeatureId.NUMBER_OF_QUEUES: Feature(_get_number_of_queues, _set_number_of_queues),
-    FeatureId.INTERRUPT_VECTOR_CONFIGURATION: Feature(_get_vector, _set_vector),
+    FeatureId.INTERRUPT_VECTOR_CONFIGURATION: Feature(_get_vector, _set_vector, saveable=True),
+    FeatureId.ASYNC_EVENT_CONFIGURATION: Feature(_get_plain, _set_events, saveable=True),
+    FeatureId.AUTONOMOUS_POWER_STATES: Feature(_get_transitions, _set_transitions, saveable=True),
     FeatureId.TIMESTAMP: Feature(_get_timestamp, _set_timestamp),
+    FeatureId.HOST_THERMAL_MANAGEMENT: Feature(_get_plain, _set_thermal_management, saveable=True),
     FeatureId.HOST_BEHAVIOR_SUPPORT: Feature(_get_behavior, _set_behavior),
     FeatureId.HOST_IDENTIFIER: Feature(held.get_identifier, held.set_identifier),
     FeatureId.RESERVATION_NOTIFICATION_MASK: Feature(held.get_mask, held.set_mask, namespace_specific=True),
     FeatureId.RESERVATION_PERSISTENCE: Feature(
         held.get_persistence, held.set_persistence, namespace_specific=True
     ),
-    FeatureId.COMMAND_SET_PROFILE: Feature(_get_command_sets, _set_command_sets),
-    FeatureId.FLEXIBLE_DATA_PLACEMENT: Feature(placement_reports.get_enabled, placement_reports.set_enabled),
+    FeatureId.COMMAND_SET_PROFILE: Feature(_get_plain, _set_profile, saveable=True),
+    FeatureId.FLEXIBLE_DATA_PLACEMENT: Feature(
+        placement_reports.get_enabled, placement_reports.set_enabled, offered=_places
+    ),
     FeatureId.PLACEMENT_EVENTS: Feature(
-        placement_reports.get_noted, placement_reports.set_noted, namespace_specific=True
+        placement_reports.get_noted, placement_reports.set_noted, namespace_specific=True, offered=_places
     ),
 }

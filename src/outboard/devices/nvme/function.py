@@ -12,21 +12,21 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
-from outboard.devices.nvme import saved_state
+from outboard.devices.nvme import persistent_events, saved_state
 from outboard.devices.nvme.admin import ADMIN_COMMANDS
+from outboard.devices.nvme.attended import Attended
 from outboard.devices.nvme.command_set import Commands
 from outboard.devices.nvme.controller import Controller, Progress
 from outboard.devices.nvme.datapath.plane import DataPlane
 from outboard.devices.nvme.datapath.records import BY_PYTHON
 from outboard.devices.nvme.datapath.tuning import Tuning
 from outboard.devices.nvme.doorbell_page import DoorbellPage
-from outboard.devices.nvme.in_turn import InTurn
 from outboard.devices.nvme.injection import Faults
 from outboard.devices.nvme.io import CONDITIONS, IO_COMMANDS
 from outboard.devices.nvme.namespace import Namespace
 from outboard.devices.nvme.queues import CompletionQueue
-from outboard.devices.nvme.registers import ALL_SETS, MAX_VECTORS, NSSRO, Registers, capabilities
-from outboard.devices.nvme.spec import Csi, Shutdown, ShutdownStatus
+from outboard.devices.nvme.registers import ALL_SETS, MAX_VECTORS, NSSRO, capabilities
+from outboard.devices.nvme.spec import Csi, HardwareError, Shutdown, ShutdownStatus
 from outboard.devices.nvme.state import Hardware, Identity, Limits, State
 from outboard.devices.nvme.subsystem import Subsystem
 from outboard.devices.nvme.transfer import Bus
@@ -50,7 +50,7 @@ Doorbells = Literal["auto", "shadow", "mmap", "trapped"]
 """How the host tells of new commands and consumed completions; see `Nvme`."""
 
 
-class Nvme(InTurn, Registers):
+class Nvme(Attended):
     """An NVMe controller with these namespaces, numbered from 1, or one more of ``subsystem``.
 
     Without a subsystem it has one of its own, of which ``serial`` and ``model`` are: see `Subsystem`.
@@ -149,7 +149,9 @@ class Nvme(InTurn, Registers):
                 self._restart,
             )
         )
-        self.state.hardware = Hardware(self._when_served, self._fail, self._vanish, self._lose_power)
+        with self.turn:
+            persistent_events.switched_on(self.state)
+        self.state.hardware = Hardware(self._when_served, self.fail, self._vanish, self._lose_power)
         self.controller = Controller(self.state, self._interrupt, self._schedule)
         self._doorbells = doorbells
         self._map_doorbells(doorbells == "mmap")
@@ -246,9 +248,7 @@ class Nvme(InTurn, Registers):
 
     def on_reset(self) -> None:
         """FLR, DEVICE_RESET: as after power on. The registers are reset already."""
-        self._running = False
-        self.controller.reset()
-        self._forget_stall()
+        self._reset_controller()
 
     def introduced(self, profile: Profile) -> None:
         """Who the client is decides where the doorbells are, if that is left to us."""
@@ -267,6 +267,7 @@ class Nvme(InTurn, Registers):
         self._gone = self._removed = False
         self.controller.start_workers(self._require_loop())
         self.plane.start(self._require_loop(), self._schedule)
+        self._begin_ticks()
         late, self._late = self._late, []
         for callback in late:
             callback()
@@ -282,6 +283,7 @@ class Nvme(InTurn, Registers):
         self._forget_stall()
         self.plane.stop(self.loop)
         self.controller.stop_workers()
+        self._end_ticks()
         log.info("the data plane so far: %s", ", ".join(f"{n} {name}" for name, n in self.statistics.items()))
         if self.plane.polled:
             self.reset()
@@ -306,7 +308,9 @@ class Nvme(InTurn, Registers):
 
     def on_run(self) -> None:
         """Here, or where we come from, the client lets us go on."""
+        self.processing_paused = self.controller.paused
         self.controller.thaw()
+        self._keep()
         self._schedule()
 
     def on_save(self) -> dict[str, Any]:
@@ -329,6 +333,9 @@ class Nvme(InTurn, Registers):
 
     def close(self) -> None:
         """Let go of what only goes by itself when the device is forgotten. It is not used any more."""
+        self._gone = True
+        with self.turn:
+            self._keep()
         self.subsystem.leave(self.cntlid)
         self._page.close()
 
@@ -347,18 +354,25 @@ class Nvme(InTurn, Registers):
         self._enable_sets()
         self.controller.enable(self.asq, self.asq_size + 1, self.acq, self.acq_size + 1)
         self.ready = True
+        self.call_soon(self._keep)
 
     def _enable_sets(self) -> None:
         self.state.enable_sets(frozenset(Csi) if self.command_set == ALL_SETS else frozenset({Csi.NVM}))
 
     def _disable(self) -> None:
         """Controller reset: CC.EN went from 1 to 0. AQA, ASQ and ACQ stay."""
-        self._running = False
-        self.controller.reset()
-        self._forget_stall()
+        self._reset_controller()
         self.csts &= NSSRO
         self.intms = 0
         self._update_line()
+
+    def _reset_controller(self) -> None:
+        was_running, self._running = self._running, False
+        self.controller.reset()
+        self._forget_stall()
+        self._forget_pause()
+        if was_running:
+            self.call_soon(lambda: persistent_events.was_reset(self.state))
 
     def _shut_down(self) -> None:
         self.controller.stop()
@@ -371,6 +385,7 @@ class Nvme(InTurn, Registers):
     def _finish_shutdown(self) -> None:
         if self.shutdown_status == ShutdownStatus.OCCURRING:
             self.shutdown_status = ShutdownStatus.COMPLETE
+            self._keep()
 
     def _wake(self) -> None:
         """There is something for `process` to do, as soon as somebody serves us."""
@@ -406,7 +421,7 @@ class Nvme(InTurn, Registers):
         if now - self._stalled_since >= STALL_PATIENCE:
             log.info("a queue was out of reach for %s s: the controller has failed", STALL_PATIENCE)
             self._forget_stall()
-            self._fail()
+            self.fail("a queue was out of reach")
         elif self._retry is None:
             self._retry = self.after(STALL_RETRY, self._try_again)
 
@@ -420,18 +435,15 @@ class Nvme(InTurn, Registers):
             self._retry.cancel()
             self._retry = None
 
-    def _fail(self) -> None:
-        """CSTS.CFS: nothing is executed until the host resets the controller."""
-        self.controller.stop()
-        self.fatal = True
-
     def _vanish(self) -> None:
         self._removed = True
         self.reset()
 
     def _lose_power(self) -> None:
-        if self._running and self.shutdown_status != ShutdownStatus.COMPLETE:
-            self.state.health.unsafe_shutdowns += 1
+        unexpectedly = self._running and self.shutdown_status != ShutdownStatus.COMPLETE
+        self.state.health.power_lost(unexpectedly=unexpectedly)
+        if unexpectedly:
+            persistent_events.failed(self.state, HardwareError.UNSAFE_SHUTDOWN)
         self.reset()
 
     def _when_served(self, seconds: float, callback: Callable[[], None]) -> Timer:

@@ -3,19 +3,29 @@
 import struct
 from collections.abc import Callable, Iterable, Mapping
 
-from outboard.devices.nvme import ana, layouts, reservations
+from outboard.devices.nvme import ana, layouts, power, reservations
 from outboard.devices.nvme.command import Command
 from outboard.devices.nvme.copying import FORMATS_OFFERED, MOST_BLOCKS, MOST_BLOCKS_OF_RANGE, MOST_RANGES
+from outboard.devices.nvme.events import ACCESS_NOTICES, OFFERED_NOTICES
 from outboard.devices.nvme.fused import FUSES
-from outboard.devices.nvme.namespace import ANA_GROUPS, FORMATS, Names, Namespace
+from outboard.devices.nvme.namespace import (
+    ANA_GROUPS,
+    FORMATS,
+    OUI,
+    BlockFormat,
+    Names,
+    Namespace,
+    derived_uuid,
+)
+from outboard.devices.nvme.persistent_events import UNITS
 from outboard.devices.nvme.placement import ENDURANCE_GROUP
 from outboard.devices.nvme.sgl import BIT_BUCKETS, DWORD_ALIGNED, LONGER_THAN_DATA
-from outboard.devices.nvme.spec import BROADCAST, VERSION, AdminOpcode, Cns, Csi, IoOpcode
-from outboard.devices.nvme.state import ACCESS_NOTICES, NAMESPACE_NOTICES, State
+from outboard.devices.nvme.spec import BROADCAST, PAGE, VERSION, AdminOpcode, Cns, Csi, IoOpcode
+from outboard.devices.nvme.state import State
 from outboard.devices.nvme.status import CommandFailed, Status
 from outboard.devices.nvme.transfer import deliver
-from outboard.devices.nvme.zone_events import ZONE_NOTICES
 from outboard.devices.nvme.zone_identify import zoned_controller, zoned_namespace
+from outboard.storage.fast import Descriptor, fast_of
 
 SIZE = 4096
 LIST_LENGTH = 1024
@@ -46,9 +56,6 @@ _OACS: dict[int, int] = {
 _DOORBELL_BUFFER_CONFIG = 1 << 8
 """A bit of OACS."""
 
-_LONG_HOST_IDENTIFIERS = 1 << 0
-"""A bit of CTRATT."""
-
 _SEVERAL = 0b1011
 """CMIC: several ports, several controllers, asymmetric namespace access."""
 
@@ -59,14 +66,23 @@ _ANA = {
     "nanagrpid": ANA_GROUPS,
 }
 
-_DEALLOCATED_ERRORS = 1 << 2
-"""A bit of NSFEAT."""
+_LONG_HOST_IDENTIFIERS, _ENDURANCE_GROUPS, _UUIDS, _DATA_PLACEMENT = 1 << 0, 1 << 4, 1 << 9, 1 << 19
+"""Bits of CTRATT."""
+
+_EFFECTS, _LONG_LOGS, _TELEMETRY, _PERSISTENT_EVENTS, _SUPPORTED_LOGS = (1 << bit for bit in range(1, 6))
+"""Bits of LPA."""
+
+_DEALLOCATED_ERRORS, _OPTIMAL_SIZES = 1 << 2, 1 << 4
+"""Bits of NSFEAT. The second: NPWG, NPWA, NPDG, NPDA and NOWS say something."""
+
+_BEST, _BETTER, _GOOD = range(3)
+"""Relative performance of an LBA format."""
+
+RETRY_DELAYS = (1, 10, 50)
+"""What a status may ask a host to wait before it tries again, in 100 ms (CRDT1 to 3)."""
 
 _EXTENDED_BLOCKS, _SEPARATE_METADATA = 1 << 0, 1 << 1
 """Bits of MC."""
-
-_ENDURANCE_GROUPS, _DATA_PLACEMENT = 1 << 4, 1 << 19
-"""Bits of CTRATT."""
 
 _EUI64, _NGUID, _UUID, _CSI = 1, 2, 3, 4
 """Types of namespace identification descriptors."""
@@ -93,28 +109,43 @@ def controller(state: State) -> bytes:
         mn=_text(subsystem.model, 40),
         fr=_text(identity.firmware, 8),
         rab=4,
+        ieee=OUI,
         cmic=_SEVERAL if subsystem.multipath else 0,
         mdts=limits.mdts,
         cntlid=identity.cntlid,
         ver=VERSION,
+        rtd3r=1_000_000,  # microseconds to begin anew
         rtd3e=20_000_000,  # microseconds a shutdown may take: a host's file cache may have to reach a disk
         oacs=_bits(_OACS, state.commands.admin) | (_DOORBELL_BUFFER_CONFIG if state.plane.shadowable else 0),
-        endgidmax=ENDURANCE_GROUP if subsystem.placement is not None else 0,
-        oaes=NAMESPACE_NOTICES | ZONE_NOTICES | (ACCESS_NOTICES if subsystem.multipath else 0),
+        oaes=OFFERED_NOTICES | (ACCESS_NOTICES if subsystem.multipath else 0),
         ctratt=_LONG_HOST_IDENTIFIERS
-        | (_ENDURANCE_GROUPS | _DATA_PLACEMENT if subsystem.placement is not None else 0),
+        | _ENDURANCE_GROUPS
+        | _UUIDS
+        | (_DATA_PLACEMENT if subsystem.placement is not None else 0),
         cntrltype=1,
+        crdt1=RETRY_DELAYS[0],
+        crdt2=RETRY_DELAYS[1],
+        crdt3=RETRY_DELAYS[2],
         acl=limits.aborts - 1,
         aerl=limits.event_requests - 1,
         frmw=0b0_001_1,  # one slot, read only
-        lpa=0b0000_0110,  # commands-and-effects log, offsets into logs
+        lpa=_EFFECTS | _LONG_LOGS | _TELEMETRY | _PERSISTENT_EVENTS | _SUPPORTED_LOGS,
         elpe=limits.error_entries - 1,
+        npss=len(power.POWER_STATES) - 1,
+        apsta=1,
         wctemp=limits.warning_temperature,
         cctemp=limits.critical_temperature,
+        mtfa=100,  # in 100 ms: how long processing may pause
         kas=10,
         **(_ANA if subsystem.multipath else {}),
+        hctma=1,
+        mntmt=power.COOLEST,
+        mxtmt=power.HOTTEST,
+        endgidmax=ENDURANCE_GROUP,
+        pels=UNITS,
         sqes=0x66,
         cqes=0x44,
+        maxcmd=min(limits.queue_entries, 0xFFFF),
         nn=subsystem.most_namespaces,
         mnan=subsystem.most_namespaces,
         fuses=FUSES,
@@ -124,7 +155,7 @@ def controller(state: State) -> bytes:
         tnvmcap=sum(space.storage.size for space in subsystem.namespaces.values()),
         sgls=DWORD_ALIGNED | BIT_BUCKETS | LONGER_THAN_DATA,
         subnqn=subsystem.nqn.encode(),
-        psd0=struct.pack("<H30x", 2500),  # 25 W, the largest a slot gives
+        **{f"psd{number}": each.descriptor for number, each in enumerate(power.POWER_STATES)},
     )
 
 
@@ -143,11 +174,12 @@ def _namespace(state: State, command: Command) -> bytes:
 def namespace(state: State, space: Namespace) -> bytes:
     """Return the Identify Namespace structure (CNS 00h)."""
     names = Names.derive(state.subsystem.serial, space.nsid)
+    page = optimal_blocks(space)
     return layouts.IDENTIFY_NAMESPACE.encode(
         nsze=space.blocks,
         ncap=space.blocks,
         nuse=_used(state, space),
-        nsfeat=_DEALLOCATED_ERRORS if space.deallocated is not None else 0,
+        nsfeat=_OPTIMAL_SIZES | (_DEALLOCATED_ERRORS if space.deallocated is not None else 0),
         mssrl=MOST_BLOCKS_OF_RANGE,
         mcl=MOST_BLOCKS,
         msrc=MOST_RANGES - 1,
@@ -158,12 +190,18 @@ def namespace(state: State, space: Namespace) -> bytes:
         anagrpid=_group(state, space),
         rescap=reservations.CAPABILITIES,
         dlfeat=_after_deallocation(space),
-        endgid=ENDURANCE_GROUP if space.placed is not None else 0,
         nvmcap=space.blocks * (space.block_size + space.metadata),
+        npwg=page - 1,
+        npwa=page - 1,
+        npdg=page - 1,
+        npda=page - 1,
+        nows=page - 1,
+        endgid=ENDURANCE_GROUP,
         nguid=names.nguid,
         eui64=names.eui64,
         lbafs=b"".join(
-            struct.pack("<HBB", each.metadata, each.block_size.bit_length() - 1, 0) for each in FORMATS
+            struct.pack("<HBB", each.metadata, each.block_size.bit_length() - 1, _performance(each))
+            for each in FORMATS
         ),
     )
 
@@ -178,6 +216,23 @@ def _used(state: State, space: Namespace) -> int:
 def _group(state: State, space: Namespace) -> int:
     """ANAGRPID; 0 where asymmetric access is not spoken of."""
     return space.ana_group if state.subsystem.multipath else 0
+
+
+def optimal_blocks(space: Namespace) -> int:
+    """How many blocks should be written or deallocated together: a page of whatever is below.
+
+    Files, and memory, are kept in pages; with O_DIRECT a file system may ask for more.
+    """
+    fast = fast_of(space.storage)
+    below = max(PAGE, fast.alignment) if isinstance(fast, Descriptor) else PAGE
+    return max(1, below // space.block_size)
+
+
+def _performance(each: BlockFormat) -> int:
+    """Metadata is Python's work, and a block smaller than a page may have to be read before it is written."""
+    if each.metadata:
+        return _GOOD
+    return _BEST if each.block_size >= PAGE else _BETTER
 
 
 def _after_deallocation(space: Namespace) -> int:
@@ -236,12 +291,24 @@ def _csi_controller(state: State, command: Command) -> bytes:
 def _independent_namespace(state: State, command: Command) -> bytes:
     space = state.namespace(command.nsid)
     return layouts.IDENTIFY_INDEPENDENT_NAMESPACE.encode(
+        nsfeat=_OPTIMAL_SIZES,
         nmic=int(space.shared),
         rescap=reservations.CAPABILITIES,
         anagrpid=_group(state, space),
-        endgid=ENDURANCE_GROUP if space.placed is not None else 0,
+        endgid=ENDURANCE_GROUP,
         nstat=1,
     )
+
+
+def _uuids(state: State, command: Command) -> bytes:
+    """The one by which vendor specific things of ours could be asked for; there are none yet."""
+    return bytes(32) + (bytes(16) + derived_uuid("vendor").bytes).ljust(SIZE - 32, b"\0")
+
+
+def _endurance_groups(state: State, command: Command) -> bytes:
+    """The identifiers from the given one on, which are 16 bits here, behind their number."""
+    found = [ENDURANCE_GROUP] if command.cdw11 & 0xFFFF <= ENDURANCE_GROUP else []
+    return struct.pack(f"<{1 + len(found)}H", len(found), *found).ljust(SIZE, b"\0")
 
 
 def _command_set(command: Command) -> int:
@@ -274,12 +341,6 @@ def _command_sets(state: State, command: Command) -> bytes:
     return struct.pack("<Q", 1 << Csi.NVM | 1 << Csi.ZONED).ljust(SIZE, b"\0")
 
 
-def _endurance_groups(state: State, command: Command) -> bytes:
-    first = command.cdw11 & 0xFFFF
-    found = [ENDURANCE_GROUP] if state.subsystem.placement is not None and first <= ENDURANCE_GROUP else []
-    return struct.pack(f"<{1 + len(found)}H", len(found), *found).ljust(SIZE, b"\0")
-
-
 def _text(text: str, width: int) -> bytes:
     return text.encode("ascii").ljust(width)
 
@@ -293,6 +354,7 @@ STRUCTURES: dict[int, Callable[[State, Command], bytes]] = {
     Cns.CSI_CONTROLLER: _csi_controller,
     Cns.CSI_ACTIVE_NAMESPACES: _csi_active_namespaces,
     Cns.CSI_INDEPENDENT_NAMESPACE: _independent_namespace,
+    Cns.UUIDS: _uuids,
     Cns.ENDURANCE_GROUPS: _endurance_groups,
     Cns.CSI_ALLOCATED_NAMESPACES: _allocated_by_set,
     Cns.CSI_ALLOCATED_NAMESPACE: _allocated_of_set,

@@ -3,6 +3,7 @@
 Every command waits for storage, and is a `Work` for that reason.
 """
 
+import logging
 import struct
 from functools import partial
 
@@ -35,9 +36,12 @@ from outboard.devices.nvme.spec import BROADCAST, IoOpcode
 from outboard.devices.nvme.state import State
 from outboard.devices.nvme.status import CommandFailed, Status
 from outboard.devices.nvme.transfer import fetch, runs, scatter
+from outboard.devices.nvme.vitals import READ_ONLY_MEDIA
 from outboard.devices.nvme.work import Call, Work
 from outboard.errors import StorageError
 from outboard.storage import persist
+
+log = logging.getLogger(__name__)
 
 DEALLOCATE_ZEROES = 1 << 25
 DEALLOCATE = 1 << 2
@@ -126,6 +130,16 @@ def write_zeroes(state: State, command: Command) -> Work:
     return 0
 
 
+def flush_each(state: State) -> Work:
+    """Flush every namespace, whatever becomes of the others: a shutdown."""
+    for nsid, space in state.namespaces.items():
+        try:
+            yield Call(space.storage, space.storage.flush)
+        except StorageError:
+            log.exception("namespace %d may have lost data at shutdown", nsid)
+    return 0
+
+
 def dataset_management(state: State, command: Command) -> Work:
     """Execute Dataset Management: deallocate. Every range is checked before the first one is."""
     space = state.namespace(command.nsid)
@@ -148,6 +162,7 @@ def dataset_management(state: State, command: Command) -> Work:
 
 
 CONDITIONS = (
+    READ_ONLY_MEDIA,
     ana.CONDITION,
     reservations.CONDITION,
     BLOCK_STATES,

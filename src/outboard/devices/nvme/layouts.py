@@ -127,6 +127,9 @@ IDENTIFY_CONTROLLER = Layout(
     mnan=(540, "I"),
     subnqn=(768, "256s"),
     psd0=(2048, "32s"),
+    psd1=(2080, "32s"),
+    psd2=(2112, "32s"),
+    psd3=(2144, "32s"),
 )
 
 IDENTIFY_NAMESPACE = Layout(
@@ -205,6 +208,10 @@ HEALTH_LOG = Layout(
     error_log_entries=(176, "u128"),
     warning_temperature_minutes=(192, "I"),
     critical_temperature_minutes=(196, "I"),
+    light_throttlings=(216, "I"),
+    heavy_throttlings=(220, "I"),
+    light_throttling_seconds=(224, "I"),
+    heavy_throttling_seconds=(228, "I"),
 )
 
 ERROR_ENTRY = Layout(
@@ -218,8 +225,86 @@ ERROR_ENTRY = Layout(
     nsid=(24, "I"),
     vendor_log=(28, "B"),
     transport_type=(29, "B"),
+    csi=(30, "B"),
+    opcode=(31, "B"),
     command_specific=(32, "Q"),
     transport_specific=(40, "H"),
+    version=(63, "B"),
+)
+
+ENDURANCE_GROUP_LOG = Layout(
+    512,
+    critical_warning=(0, "B"),
+    features=(1, "B"),
+    available_spare=(3, "B"),
+    spare_threshold=(4, "B"),
+    percentage_used=(5, "B"),
+    domain=(6, "H"),
+    endurance_estimate=(32, "u128"),
+    data_units_read=(48, "u128"),
+    data_units_written=(64, "u128"),
+    media_units_written=(80, "u128"),
+    host_read_commands=(96, "u128"),
+    host_write_commands=(112, "u128"),
+    media_errors=(128, "u128"),
+    error_log_entries=(144, "u128"),
+    total_capacity=(160, "u128"),
+    unallocated_capacity=(176, "u128"),
+)
+
+TELEMETRY_HEADER = Layout(
+    512,
+    lid=(0, "B"),
+    ieee=(5, "3s"),
+    last_block_1=(8, "H"),
+    last_block_2=(10, "H"),
+    last_block_3=(12, "H"),
+    host_generation=(381, "B"),
+    available=(382, "B"),
+    generation=(383, "B"),
+    reason=(384, "128s"),
+)
+
+PERSISTENT_EVENT_HEADER = Layout(
+    512,
+    lid=(0, "B"),
+    events=(4, "I"),
+    length=(8, "Q"),
+    revision=(16, "B"),
+    header_length=(18, "H"),
+    timestamp=(20, "8s"),
+    power_on_hours=(28, "u128"),
+    power_cycles=(44, "Q"),
+    vid=(52, "H"),
+    ssvid=(54, "H"),
+    sn=(56, "20s"),
+    mn=(76, "40s"),
+    subnqn=(116, "256s"),
+    generation=(372, "H"),
+    context=(374, "I"),
+    supported=(480, "32s"),
+)
+
+PERSISTENT_EVENT = Layout(
+    24,
+    type=(0, "B"),
+    revision=(1, "B"),
+    header_length=(2, "B"),
+    cntlid=(4, "H"),
+    timestamp=(6, "8s"),
+    vendor_length=(20, "H"),
+    length=(22, "H"),
+)
+
+POWER_ON_EVENT = Layout(
+    44,
+    firmware=(0, "8s"),
+    cntlid=(8, "H"),
+    activation=(10, "B"),
+    in_progress=(11, "B"),
+    power_cycles=(24, "I"),
+    since_power_on=(28, "Q"),
+    timestamp=(36, "8s"),
 )
 
 FIRMWARE_LOG = Layout(512, active=(0, "B"), slot1=(8, "8s"))

@@ -28,6 +28,8 @@ from outboard.storage.fast import Memory, Nothing, fast_of
 
 if TYPE_CHECKING:
     from outboard.devices.nvme.placement import Placed
+OUI = bytes.fromhex("626f02")
+"""Who made the controller (IEEE), last byte first: a locally administered identifier, nobody's."""
 
 _NAMES = uuid.UUID("5c1a7b0e-3f0d-5b6e-9d2a-6f7574626f61")
 

@@ -65,6 +65,7 @@ class Registers(Device):
     ready = csts.bit(0)
     fatal = csts.bit(1)
     shutdown_status = csts.bits(3, 2, ShutdownStatus)
+    processing_paused = csts.bit(5)
 
     asq_size = aqa.bits(11, 0)
     acq_size = aqa.bits(27, 16)

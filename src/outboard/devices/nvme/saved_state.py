@@ -8,6 +8,7 @@ has taken and not begun. What it has is JSON.
 import base64
 import zlib
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from outboard.devices.nvme.command import Command, Completion
@@ -18,8 +19,9 @@ from outboard.devices.nvme.reservation import Reservation
 from outboard.devices.nvme.spec import EventType, LogId
 from outboard.devices.nvme.state import State
 from outboard.devices.nvme.status import Status
+from outboard.devices.nvme.vitals import Vitals
 from outboard.devices.nvme.zone_table import decode, encode
-from outboard.errors import StateError
+from outboard.errors import DefinitionError, StateError
 from outboard.native.memory import load32, store32
 
 Saved = dict[str, Any]
@@ -42,12 +44,15 @@ def save(state: State) -> Saved:
         "reservations": {str(nsid): space.reservation.save() for nsid, space in state.namespaces.items()},
         "events": _save_events(state),
         "changed_namespaces": sorted(state.changed_namespaces),
+        "health": state.health.save(state.errors.count),
+        "telemetry": state.telemetry.save(),
+        "vitals": asdict(state.subsystem.vitals),
+        "event_context": state.event_context.hex() if state.event_context is not None else None,
         "zones": {
             str(nsid): zones for nsid, space in state.attached.items() if (zones := _save_zones(space))
         },
         "placement": state.subsystem.placement.save() if state.subsystem.placement is not None else None,
         "changed_zones": {str(nsid): list(changed) for nsid, changed in state.changed_zones.items()},
-        "health": [*state.health.totals, state.health.media_errors],
         "errors": {"count": state.errors.count, "entries": [entry.hex() for entry in state.errors.entries]},
     }
 
@@ -86,17 +91,20 @@ def restore(state: State, saved: Mapping[str, Any]) -> None:
                 )
     _restore_events(state, saved["events"])
     state.changed_namespaces |= {int(nsid) for nsid in saved["changed_namespaces"]}
+    try:
+        state.subsystem.vitals = Vitals(**saved["vitals"])
+    except DefinitionError as error:
+        raise StateError(f"the state is that of no drive: {error}") from error
+    state.health.restore(saved["health"])
+    state.telemetry.restore(bytes.fromhex(saved["telemetry"]))
+    context = saved["event_context"]
+    state.event_context = bytes.fromhex(context) if context is not None else None
     for nsid, zones in saved["zones"].items():
         _restore_zones(state.attached[int(nsid)], zones)
     if (placement := state.subsystem.placement) is not None and saved["placement"] is not None:
         placement.restore(saved["placement"])
     for nsid, changed in saved["changed_zones"].items():
         state.changed_zones[int(nsid)] = {int(slba): None for slba in changed}
-    health = state.health
-    counted = state.plane.totals()
-    reads, writes, bytes_read, bytes_written, health.media_errors = map(int, saved["health"])
-    health.reads, health.writes = reads - counted[0], writes - counted[1]
-    health.bytes_read, health.bytes_written = bytes_read - counted[2], bytes_written - counted[3]
     state.errors.count = int(saved["errors"]["count"])
     state.errors.entries.clear()
     state.errors.entries.extend(bytes.fromhex(entry)[:64].ljust(64) for entry in saved["errors"]["entries"])
@@ -201,10 +209,25 @@ def _save_events(state: State) -> Saved:
     events = state.events
     return {
         "parked": list(events.parked),
-        "waiting": [[event.type, event.info, event.log, event.detail] for event in events.waiting],
-        "masked": sorted(events.masked),
+        "waiting": [_save_event(event) for event in events.waiting],
+        "masked": [_save_event(event) for event in events.masked.values()],
         "endings": [[cid, status, result] for cid, status, result in events.endings],
     }
+
+
+def _save_event(event: Event) -> list[int]:
+    return [event.type, event.info, event.log, event.detail, event.wanted_by]
+
+
+def _event(saved: list[int]) -> Event:
+    kind, info, log, detail, wanted_by = saved
+    return Event(
+        EventType(kind),
+        _within(info, 0, 0xFF),
+        LogId(log),
+        _within(detail, 0, 0xFFFF_FFFF),
+        _within(wanted_by, 0, 0xFFFF_FFFF),
+    )
 
 
 def _restore_events(state: State, saved: Saved) -> None:
@@ -213,10 +236,11 @@ def _restore_events(state: State, saved: Saved) -> None:
         if len(events.parked) >= events.limit:
             raise StateError(f"the state has more than {events.limit} event requests")
         events.parked.append(_within(cid, 0, 0xFFFF))
-    for kind, info, log, detail in saved["waiting"]:
-        event = Event(EventType(kind), _within(info, 0, 0xFF), LogId(log), _within(detail, 0, 0xFFFF_FFFF))
-        events.post(event)
-    events.masked |= {EventType(kind) for kind in saved["masked"]}
+    for each in saved["waiting"]:
+        events.post(_event(each))
+    for each in saved["masked"]:
+        event = _event(each)
+        events.masked[event.type] = event
     for cid, status, result in saved["endings"]:
         events.endings.append((_within(cid, 0, 0xFFFF), Status(status), int(result)))
 

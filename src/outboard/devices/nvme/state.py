@@ -1,5 +1,6 @@
 """Everything a controller remembers, apart from its registers. The commands work on this."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
@@ -9,24 +10,25 @@ from outboard.devices.nvme.command import Command
 from outboard.devices.nvme.datapath.plane import DataPlane
 from outboard.devices.nvme.error_log import ErrorLog
 from outboard.devices.nvme.events import ACCESS_CHANGED, NAMESPACE_CHANGED, Event, Events
-from outboard.devices.nvme.features import Features
+from outboard.devices.nvme.feature_values import Features
 from outboard.devices.nvme.health import Health
 from outboard.devices.nvme.namespace import Namespace
 from outboard.devices.nvme.queues import CompletionQueue, SubmissionQueue
 from outboard.devices.nvme.reservation import Host
 from outboard.devices.nvme.reservation_log import ReservationLog
-from outboard.devices.nvme.spec import PAGE, Csi
+from outboard.devices.nvme.spec import PAGE, Csi, PersistentEvent
 from outboard.devices.nvme.status import CommandFailed, Status, status_field
 from outboard.devices.nvme.subsystem import Subsystem
+from outboard.devices.nvme.telemetry import Telemetry
 from outboard.devices.nvme.transfer import Bus
 from outboard.devices.nvme.work import Work
+from outboard.errors import SetupError
 from outboard.storage import Storage
 
 if TYPE_CHECKING:
     from outboard.devices.nvme.command_set import Commands
 
-NAMESPACE_NOTICES, ACCESS_NOTICES = 1 << 8, 1 << 11
-"""Bits of Asynchronous Event Configuration, and of OAES."""
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,7 @@ class State:
     ``granted`` is the number of I/O queues of each kind the host was given (Set Features 07h).
     ``entry_sizes_set`` says whether CC.IOSQES and CC.IOCQES have the only values there are, ``command_sets``
     which the host enables: ``namespaces`` are those of them.
+    ``event_context`` is the copy of the persistent event log that the host reads.
     """
 
     subsystem: Subsystem
@@ -132,8 +135,10 @@ class State:
     restart: Callable[[], None] = lambda: None
     features: Features = field(init=False)
     events: Events = field(init=False)
-    health: Health = field(default_factory=Health)
+    health: Health = field(init=False)
     errors: ErrorLog = field(init=False)
+    telemetry: Telemetry = field(init=False)
+    event_context: bytes | None = None
     changed_namespaces: set[int] = field(default_factory=set)
     changed_zones: dict[int, dict[int, None]] = field(default_factory=dict)
     submission: dict[int, SubmissionQueue] = field(default_factory=dict)
@@ -150,9 +155,12 @@ class State:
     command_sets: frozenset[Csi] = frozenset(Csi)
 
     def __post_init__(self) -> None:
-        self.features = Features(self.limits.warning_temperature)
+        store, cntlid = self.subsystem.store, self.identity.cntlid
+        self.features = Features(self.limits.warning_temperature, store, cntlid)
         self.events = Events(self.limits.event_requests)
-        self.errors = ErrorLog(self.limits.error_entries)
+        self.health = Health(store, cntlid)
+        self.errors = ErrorLog(self.limits.error_entries, self.health.counters.errors)
+        self.telemetry = Telemetry(store, cntlid)
         self.granted = self.limits.io_queues
         self.health.extra = self.plane.totals
         self.plane.adopt(
@@ -161,7 +169,7 @@ class State:
         self.features.on_change = self.plane.configure
 
     def reset(self) -> None:
-        """Forget what a controller level reset forgets; counters, logs and namespaces stay.
+        """Forget what a controller level reset forgets; counters and namespaces stay.
 
         Only while the data plane is paused.
         """
@@ -177,6 +185,9 @@ class State:
         self.plane.reset()
         self.features.reset()
         self.events.reset()
+        self.errors.clear()
+        self.health.warnings = 0
+        self.event_context = None
         self.changed_namespaces.clear()
         self.changed_zones.clear()
         self.subsystem.ana.was_reset(self.identity.cntlid)
@@ -191,9 +202,23 @@ class State:
         return Host(self.host_identifier, 0 if self.host_identifier else self.identity.cntlid)
 
     def report(self, event: Event) -> None:
-        """Tell the host of ``event`` when it can be told."""
+        """Tell the host of ``event`` when it can be told, if it wants to be."""
+        if not event.wanted_by or self.features.tells(event.wanted_by):
+            self.events.post(event)
+            self.wake()
+
+    def report_doorbell(self, event: Event, status: Status) -> None:
+        """Log what the host did wrong with a doorbell, and tell it."""
+        self.errors.add_of_nobody(status)
         self.events.post(event)
-        self.wake()
+
+    def remember(self, kind: PersistentEvent, data: bytes = b"") -> None:
+        """Add to the persistent event log what happened to this controller."""
+        cntlid, timestamp = self.identity.cntlid, self.features.timestamp
+        try:
+            self.subsystem.persistent_events.add(kind, data, cntlid=cntlid, timestamp=timestamp)
+        except SetupError:
+            log.exception("an event is remembered for as long as this process runs only")
 
     @property
     def attached(self) -> dict[int, Namespace]:
@@ -211,13 +236,12 @@ class State:
     def namespace_changed(self, nsid: int) -> None:
         """Tell the host, if it wants to be told, that something about a namespace is not as it was."""
         self.changed_namespaces.add(nsid)
-        if self.features.tells(NAMESPACE_NOTICES):
-            self.report(NAMESPACE_CHANGED)
+        self.report(NAMESPACE_CHANGED)
 
     def access_changed(self, group: int) -> None:
         """Tell the host, if it wants to be told, that a group of namespaces is reached in another way."""
         concerned = any(space.ana_group == group for space in self.namespaces.values())
-        if concerned and self.features.tells(ACCESS_NOTICES):
+        if concerned:
             self.report(ACCESS_CHANGED)
 
     def withdraw(self, sq: SubmissionQueue) -> list[int]:

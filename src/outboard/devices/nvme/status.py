@@ -156,7 +156,8 @@ def status_field(status: Status, *, more: bool = False) -> int:
 class CommandFailed(OutboardError):
     """A command ends with ``status``; raised by whatever executes one.
 
-    ``location`` is the offset of the offending byte within the submission queue entry, if one is to blame.
+    ``location`` is the offset of the offending byte within the submission queue entry, if one is to blame,
+    and ``bit`` the lowest bit in it.
     ``field`` is the 15-bit status field to be told, where it is not the one that follows from ``status``.
     ``lba`` is the block to blame, if it is not the first; ``result`` is dword 0 of the completion.
     """
@@ -169,6 +170,7 @@ class CommandFailed(OutboardError):
         sentence: str = "",
         *,
         location: int | None = None,
+        bit: int = 0,
         field: int | None = None,
         lba: int | None = None,
         result: int = 0,
@@ -176,6 +178,7 @@ class CommandFailed(OutboardError):
         super().__init__(sentence or status.name)
         self.status = status
         self.location = location
+        self.bit = bit
         self.field = field
         self.lba = lba
         self.result = result

@@ -36,6 +36,15 @@ class Store:
         """What was put there last, or ``default``: to be looked at, not to be changed."""
         return self._sections.get(section, default)
 
+    def section(self, name: str) -> Document:
+        """A section that is a document of its own; an empty one if it is none, or not there."""
+        section = self._sections.get(name)
+        return section if isinstance(section, dict) else {}
+
+    def change(self, name: str, key: str, value: Any) -> None:
+        """Keep ``value`` under ``key`` of such a section. Raises `SetupError`."""
+        self.put(name, {**self.section(name), key: value})
+
     def put(self, section: str, value: Any) -> None:
         """Keep ``value`` (JSON); it is durable when this returns. Raises `SetupError`."""
         if self._sections.get(section) != value:

@@ -6,19 +6,22 @@ Everything here is done in the `turn` of the thread that does it (`outboard.devi
 """
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-from outboard.devices.nvme import zone_events
+from outboard.devices.nvme import vitals, zone_events
 from outboard.devices.nvme.ana import AnaState, AnaStates
-from outboard.devices.nvme.events import RESERVATION_CHANGED
+from outboard.devices.nvme.events import RESERVATION_LOG_AVAILABLE
 from outboard.devices.nvme.extents import Extents
 from outboard.devices.nvme.injection import Faults
 from outboard.devices.nvme.monitor import Monitor
 from outboard.devices.nvme.namespace import Namespace, derived_uuid
+from outboard.devices.nvme.persistent_events import PersistentEvents
 from outboard.devices.nvme.placement import Placement, PlacementLayout
 from outboard.devices.nvme.reservation import Host, Notices, Reservation, keep, kept
 from outboard.devices.nvme.status import Status
 from outboard.devices.nvme.store import Store
+from outboard.devices.nvme.vitals import Vitals
 from outboard.errors import DefinitionError
 from outboard.storage import Storage, VolatileStorage, layers
 
@@ -37,6 +40,7 @@ class Subsystem:
     ``multipath``: hosts are told from the start that there may be several controllers (CMIC), which they note
     once; without it they are as soon as there are two. ``store`` is what outlives a power cycle. ``faults``
     are those that a test has injected. With ``placement`` hosts may say which data belongs together.
+    ``vitals`` says how the drive is, `set_vitals` changes that; ``persistent_events`` is the history of both.
 
     Raises `DefinitionError`.
 
@@ -65,6 +69,8 @@ class Subsystem:
         self.multipath = multipath
         self.store = store or Store()
         self.placement = Placement(placement) if placement is not None else None
+        self.vitals: Vitals = vitals.load(self.store)
+        self.persistent_events = PersistentEvents(self.store)
         self.turn = Monitor()
         self.ana = AnaStates()
         self.namespaces: dict[int, Namespace] = {}
@@ -121,6 +127,8 @@ class Subsystem:
                 self.detach(nsid, cntlid)
             del self.namespaces[nsid]
             keep(self.store, nsid, Reservation())
+            for state in self.controllers.values():
+                state.features.forget_namespace(nsid)
             self._tell(nsid, before)
         return space
 
@@ -210,7 +218,7 @@ class Subsystem:
             for host, what in notices:
                 for state in self.states_of(space.nsid):
                     if state.host == host and state.reservation_log.add(what, space.nsid):
-                        state.report(RESERVATION_CHANGED)
+                        state.report(RESERVATION_LOG_AVAILABLE)
 
     def host_left(self, cntlid: int) -> None:
         """A controller was reset: without an identifier, whoever uses it next is another host."""
@@ -220,6 +228,24 @@ class Subsystem:
                 if host in space.reservation.keys:
                     after = space.reservation.copy()
                     self.reserve(space, after, after.forget(host))
+
+    def set_vitals(self, **values: Any) -> None:
+        """Say how the drive is: see `outboard.devices.nvme.vitals.Vitals`. Hosts are told of what is wrong.
+
+        Raises `DefinitionError` for what cannot be, `SetupError` if it cannot be kept.
+        """
+        with self.turn:
+            changed = vitals.changes(self.vitals, values)
+            before, now = self.vitals, replace(self.vitals, **changed)
+            for state in self.controllers.values():
+                vitals.account(state)
+            self.vitals = now
+            vitals.keep(self.store, now)
+            for state in self.controllers.values():
+                vitals.changed(state, before)
+            if "read_only" in changed:
+                for nsid in self.namespaces:
+                    self.reconfigure(nsid)
 
     def states_of(self, nsid: int) -> "Iterator[State]":
         """The controllers that have a namespace attached."""

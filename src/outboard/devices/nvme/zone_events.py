@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ZONE_NOTICES = 1 << 27
-"""A bit of Asynchronous Event Configuration, and of OAES."""
-
 MOST_LISTED = 511
 _TOO_MANY = 0xFFFF
 
@@ -59,8 +56,7 @@ def belong(subsystem: "Subsystem", space: Namespace) -> None:
 def _tell(subsystem: "Subsystem", space: Namespace, zone: Zone) -> None:
     for state in subsystem.states_of(space.nsid):
         state.changed_zones.setdefault(space.nsid, {})[zone.start] = None
-        if state.features.tells(ZONE_NOTICES):
-            state.report(replace(ZONE_CHANGED, detail=space.nsid))
+        state.report(replace(ZONE_CHANGED, detail=space.nsid))
 
 
 def changed_zones(state: "State", command: Command) -> bytes:

@@ -51,7 +51,7 @@ from outboard.devices.nvme.datapath.records import (
 from outboard.devices.nvme.datapath.spaces import describe
 from outboard.devices.nvme.datapath.tuning import Tuning
 from outboard.devices.nvme.datapath.workspace import Workspace
-from outboard.devices.nvme.features import Features
+from outboard.devices.nvme.feature_values import Features
 from outboard.devices.nvme.namespace import Namespace
 from outboard.devices.nvme.queues import CompletionQueue, SubmissionQueue
 from outboard.devices.nvme.spec import CQE_SIZE, SQE_SIZE
