@@ -11,7 +11,7 @@ UV     := $(shell command -v uv)
 
 # What has to take every branch, also where nothing can be compiled: so no test of compiling itself.
 DATA_PLANE_TESTS := tests/devices/nvme/datapath $(addprefix tests/native/test_,$(addsuffix .py,\
-	libc memory poller ring translation uring uring_kernels))
+	crc libc memory poller ring translation uring uring_kernels))
 
 SECONDS ?= 60
 

@@ -91,6 +91,10 @@ def test_neither_socket_nor_descriptor_is_refused(outboard: Outboard) -> None:
     [
         ("ram:many", "'many' is not a size"),
         ("ram:1M,block_size=1000", "block size of 1000"),
+        ("ram:1M,metadata=8,pi=4", "pi"),
+        ("ram:1M,pi=1", "blocks of 512+0 have 0 bytes of metadata"),
+        ("ram:1M,metadata=16,pi=1", "512+16 (guard of 64)"),
+        ("ram:1M,metadata=8,pi=1,guard=32", "use 16 or 64"),
         ("nbdx:disk", "no storage of kind 'nbdx'"),
         ("ram:1M,zoned=perhaps", "zoned is 'perhaps'"),
         ("ram:1M,zone_size=64K,max_open=2", "zone_size, max_open: that is said of zones"),

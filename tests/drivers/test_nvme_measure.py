@@ -7,7 +7,7 @@ from typing import Literal
 import pytest
 
 from outboard.client import Client
-from outboard.devices.nvme import Nvme
+from outboard.devices.nvme import Namespace, Nvme, Protection
 from outboard.devices.nvme.datapath.tuning import Tuning
 from outboard.drivers.nvme_measure import PATTERNS, Doorbells, Result, Workload, measurement, measuring
 from outboard.errors import ConnectionLost, PeerTimeout, RemoteProtocolError, SetupError
@@ -164,6 +164,35 @@ def test_the_real_controller_is_measured_and_verified(
     assert result.errors == 0
     assert result.compared > 0
     assert client.bar(0).read32(0x14) & 1 == 0
+
+
+@pytest.mark.parametrize(
+    ("size", "metadata", "guard", "extended"),
+    [(512, 8, 16, False), (4096, 8, 16, True), (4096, 16, 64, False)],
+)
+def test_protected_blocks_are_measured_their_guards_checked(
+    connect: Connect, native: bool, size: int, metadata: int, guard: int, extended: bool
+) -> None:
+    storage = open_storage("ram:8M")
+    space = Namespace(storage, size, metadata, extended, protection=Protection(guard=guard))
+    client = connect(Nvme(space, tuning=Tuning(pollers=1, native=native)))
+    result = measure(client, native, rw="randrw", qd=16, verify=True, seconds=0.2)
+    assert result.errors == 0
+    assert result.compared > 0
+    storage.write_zeroes(0, space.metadata_offset)
+    spoiled = measure(client, native, rw="read", seconds=0.2)
+    assert spoiled.errors > 0
+    assert spoiled.first_failure is not None
+    assert (spoiled.first_failure.status_type, spoiled.first_failure.status_code) == (2, 0x82)
+
+
+@pytest.mark.parametrize(("metadata", "protection"), [(8, None), (64, Protection())])
+def test_metadata_that_is_more_than_protection_is_refused(
+    connect: Connect, metadata: int, protection: Protection | None
+) -> None:
+    client = connect(Nvme(Namespace(open_storage("ram:8M"), 4096, metadata, protection=protection)))
+    with pytest.raises(SetupError, match=f"{metadata} bytes of metadata"):
+        measure(client, False)
 
 
 @pytest.mark.parametrize(

@@ -139,6 +139,18 @@ def test_faults_are_injected_told_and_lifted(ask: Ask, driver: NvmeDriver) -> No
     assert ask("fault.list") == []
 
 
+def test_a_path_can_be_closed_and_opened_for_a_group(ask: Ask, driver: NvmeDriver) -> None:
+    ask("namespace.add", backend="ram:1M", ana_group=2)
+    ask("ana.set", cntlid=1, group=2, access="inaccessible")
+    with pytest.raises(RemoteError, match="Read"):
+        driver.read(3, 0, 512)
+    driver.read(1, 0, 512)
+    ask("ana.set", cntlid=1, group=2, access="optimized")
+    driver.read(3, 0, 512)
+    with pytest.raises(RemoteError, match="access is 'open': it is one of optimized"):
+        ask("ana.set", cntlid=1, group=2, access="open")
+
+
 def test_controllers_come_and_go_while_the_others_serve(ask: Ask, driver: NvmeDriver, tmp_path: Path) -> None:
     added = ask("controller.add", socket=str(tmp_path / "c.sock"), pollers=0)
     assert (added["cntlid"], added["state"], added["namespaces"]) == (3, "off", [1, 2])

@@ -11,6 +11,7 @@ from outboard.cli.data_plane import prepare_data_plane
 from outboard.cli.foreground import allow_descriptors, announce
 from outboard.cli.log import log_to_stderr
 from outboard.devices.nvme.datapath.loop import serve
+from outboard.devices.nvme.protection import protect_blocks
 from outboard.errors import SetupError
 from outboard.operation import Configuration, Running, read_configuration
 from outboard.operation.configuration import ControlOptions, MetricsOptions, SubsystemOptions
@@ -123,7 +124,8 @@ def run(described: Configuration, source: str) -> None:
     """Serve until a signal ends it; ``source`` is the file's name."""
     controllers = [each for subsystem in described.subsystem.values() for each in subsystem.controller]
     if any(each.tuning.pollers for each in controllers):
-        prepare_data_plane(serve)
+        spaces = [each for subsystem in described.subsystem.values() for each in subsystem.namespace]
+        prepare_data_plane(serve, *([protect_blocks] if any(each.pi for each in spaces) else []))
     log_to_stderr()
     allow_descriptors()
     with Running(described, source) as running:

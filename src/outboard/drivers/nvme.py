@@ -25,6 +25,9 @@ CAP, CC, CSTS, AQA, ASQ, ACQ, DOORBELLS = 0x00, 0x14, 0x1C, 0x24, 0x28, 0x30, 0x
 CC_ENABLE = 1 | 6 << 16 | 4 << 20
 """EN, with submission entries of 2**6 and completion entries of 2**4 bytes."""
 
+ALL_SETS_OFFERED, ALL_SETS = 1 << 43, 6 << 4
+"""In CAP, and in CC: every I/O command set there is, without which zoned namespaces are not to be seen."""
+
 CSTS_READY, CSTS_FATAL = 1 << 0, 1 << 1
 GONE = 0xFFFF_FFFF
 TIMEOUT_UNIT = 0.5
@@ -186,7 +189,8 @@ class NvmeDriver:
         for register, address in ((ASQ, self._admin.submissions), (ACQ, self._admin.completions)):
             self._registers.write32(register, address & 0xFFFF_FFFF)
             self._registers.write32(register + 4, address >> 32)
-        self._registers.write32(CC, CC_ENABLE)
+        offered = self._registers.read64(CAP) & ALL_SETS_OFFERED
+        self._registers.write32(CC, CC_ENABLE | (ALL_SETS if offered else 0))
         self._wait_ready(True)
 
     def _wait_ready(self, wanted: bool) -> None:

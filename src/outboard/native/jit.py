@@ -157,7 +157,7 @@ def cache_folder(function: Callable[..., Any]) -> Path:
     base = Path(os.environ.get("OUTBOARD_CACHE") or Path.home() / ".cache" / "outboard")
     made_by = f"{sys.version} {version('numba')} {machine_code.processor()}"
     digest = hashlib.sha256(made_by.encode())
-    for name in ("lowering.py", "machine_code.py"):
+    for name in ("lowering.py", "crc_lowering.py", "machine_code.py"):
         digest.update(Path(__file__).with_name(name).read_bytes())
     parts: set[str] = set()
     for reached in _reach(function):

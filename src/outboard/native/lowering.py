@@ -13,6 +13,10 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import lower_builtin, type_callable
 
+from outboard.native.crc_lowering import _crc16, _crc64
+
+__all__ = ["_crc16", "_crc64", "register"]
+
 Builder = Any
 Value = Any
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 from outboard.device import DeviceContract
-from outboard.devices.nvme import Doorbells, Namespace, Nvme, Subsystem, Tuning, ZoneLayout
+from outboard.devices.nvme import Doorbells, Namespace, Nvme, Protection, Subsystem, Tuning, ZoneLayout
+from outboard.devices.nvme.namespace import ANA_GROUPS
 from outboard.errors import DefinitionError, SetupError
 from outboard.native.jit import available
 from outboard.operation.declared import Between, Misfit, Size, build, fields_of, from_text
@@ -18,7 +19,7 @@ from outboard.server import Server
 from outboard.server.profiles import ProfileName
 from outboard.storage import open_storage
 
-SHAPE = ("block_size", "metadata", "extended", "shared", "tracked")
+SHAPE = ("block_size", "metadata", "extended", "shared", "ana_group", "tracked")
 """What `Namespace` has under the same names."""
 
 
@@ -38,8 +39,16 @@ class NamespaceOptions:
         Bytes of metadata that go with each block: 0, 8, 16 or 64, as the block size allows.
     extended
         The host has the metadata of a block right behind it, instead of in a buffer of its own.
+    pi
+        Protection information of this type, 1 to 3, is the last of the metadata; 0: there is none.
+    pi_first
+        It is the first of the metadata instead.
+    guard
+        Bits of its guards: 16, or 64 with 16 bytes of metadata, either with 64.
     shared
         Several controllers may have it. Without that it is the first controller's.
+    ana_group
+        The group in which its accessibility is changed (ANA), path by path.
     tracked
         It is remembered which blocks are deallocated, so that a host may ask for an error when it reads one.
         Writes are slower.
@@ -64,7 +73,11 @@ class NamespaceOptions:
     block_size: Size = 512
     metadata: Size = 0
     extended: bool = False
+    pi: Annotated[int, Between(0, 3)] = 0
+    pi_first: bool = False
+    guard: Annotated[int, Between(16, 64)] = 16
     shared: bool = True
+    ana_group: Annotated[int, Between(1, ANA_GROUPS)] = 1
     tracked: bool = False
     zoned: bool = False
     zone_size: Size = 64 << 20
@@ -115,10 +128,11 @@ class NamespaceOptions:
     def open(self) -> Namespace:
         """The namespace, its storage open. Raises `StorageError` and `DefinitionError`."""
         shape = {name: getattr(self, name) for name in SHAPE}
+        protection = Protection(self.pi, self.pi_first, self.guard) if self.pi else None
         layout = self.layout
         storage = open_storage(self.backend)
         try:
-            return Namespace(storage, zoned=layout, **shape)
+            return Namespace(storage, zoned=layout, protection=protection, **shape)
         except BaseException:
             storage.close()
             raise

@@ -11,6 +11,7 @@ from outboard.storage import RamStorage, Storage
 from tests.devices.nvme.bench import Bench
 from tests.devices.nvme.datapath.live import LiveBench
 from tests.devices.nvme.driver import Driver
+from tests.devices.nvme.hosts import A, B, C, Host
 
 MakeBench = Callable[..., Bench]
 MakePaths = Callable[..., list[Bench]]
@@ -68,6 +69,13 @@ def make_paths(lane: str) -> Iterator[MakePaths]:
         bench.leave()
     for space in spaces:
         space.storage.close()
+
+
+@pytest.fixture
+def hosts(make_paths: MakePaths) -> list[Host]:
+    """The hosts A, B and C with two namespaces, and A once more by another controller."""
+    benches = make_paths(RamStorage(1 << 20), RamStorage(1 << 20), count=4)
+    return [Host(bench, name) for bench, name in zip(benches, (A, B, C, A), strict=True)]
 
 
 @pytest.fixture

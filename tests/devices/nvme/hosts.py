@@ -17,6 +17,9 @@ IGNORE_EXISTING_KEY = 1 << 3
 PTPL_OFF, PTPL_ON = 2 << 30, 3 << 30
 EXTENDED = 1
 
+A, B, C = (name * 16 for name in (b"A", b"B", b"C"))
+"""Host identifiers."""
+
 EVENT = 6 | 0 << 8 | LogId.RESERVATION_NOTIFICATION << 16
 
 

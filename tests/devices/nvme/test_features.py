@@ -260,12 +260,13 @@ def test_the_timestamp_advances_from_what_was_set(driver: Driver, monkeypatch: p
 @pytest.mark.point("F03")
 def test_host_behavior_keeps_what_is_offered(driver: Driver) -> None:
     fid = FeatureId.HOST_BEHAVIOR_SUPPORT
-    driver.ram.write(driver.data, b"\1\0\1" + bytes(509))
+    driver.ram.write(driver.data, b"\1\1\1\1" + bytes(508))
     assert ended(driver.set_feature(fid)) == Status.SUCCESS
     driver.get_feature(fid)
-    assert driver.ram.read(driver.data, 512) == b"\1" + bytes(511)
-    driver.ram.write(driver.data, b"\2")
-    assert ended(driver.set_feature(fid)) == Status.INVALID_FIELD
+    assert driver.ram.read(driver.data, 512) == b"\1\0\1" + bytes(509)
+    for wrong in (b"\2", b"\1\0\2"):
+        driver.ram.write(driver.data, wrong)
+        assert ended(driver.set_feature(fid)) == Status.INVALID_FIELD
 
 
 @pytest.mark.point("D04")

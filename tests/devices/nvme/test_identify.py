@@ -36,13 +36,15 @@ def test_the_controller_says_what_drivers_look_at(driver: Driver) -> None:
     assert data["vwc"] == 7
     assert data["oncs"] == 0b1_1111_1111
     assert (data["oacs"], data["fuses"]) == (1 << 8 | 1 << 5, 1), "doorbell buffers, directives; fused pairs"
-    assert data["sgls"] == 0x5_0002, "whole dwords, bit buckets, lists longer than the data"
+    assert data["sgls"] == 0xF_0002, (
+        "whole dwords, bit buckets, lists longer than the data; metadata anywhere"
+    )
     assert 0 < int(data["wctemp"]) < int(data["cctemp"])
     assert data["tnvmcap"] == 12 << 20
     assert bytes(data["ieee"])[2] & 3 == 2, "locally administered"
     assert (data["lpa"], data["pels"]) == (0b11_1110, 1)
     assert (data["crdt1"], data["crdt2"], data["crdt3"]) == (1, 10, 50)
-    assert (data["ctratt"], data["endgidmax"]) == (1 | 1 << 4 | 1 << 9, 1)
+    assert (data["ctratt"], data["endgidmax"]) == (1 | 1 << 4 | 1 << 9 | 1 << 15, 1)
     assert (data["hctma"], data["mntmt"], data["mxtmt"]) == (1, 273, 353)
     assert (data["maxcmd"], data["kas"], data["awun"], data["awupf"]) == (1024, 10, 0, 0)
     assert 0 < int(data["rtd3r"]) < int(data["rtd3e"])
@@ -115,9 +117,19 @@ def test_identifiers_survive_a_restart_and_differ_between_namespaces_and_serials
 def test_a_namespace_says_its_size_and_format(driver: Driver) -> None:
     small, large = (IDENTIFY_NAMESPACE.decode(identify(driver, Cns.NAMESPACE, nsid)) for nsid in (1, 2))
     assert small["nsze"] == small["ncap"] == small["nuse"] == 16384
-    formats = [(ms, 1 << shift) for ms, shift, _ in struct.iter_unpack("<HBB", bytes(small["lbafs"])[:28])]
-    assert formats == [(0, 512), (0, 4096), (8, 512), (8, 4096), (16, 512), (16, 4096), (64, 4096)]
-    assert (small["flbas"], small["nlbaf"]) == (0, 6)
+    formats = [(ms, 1 << shift) for ms, shift, _ in struct.iter_unpack("<HBB", bytes(small["lbafs"])[:32])]
+    assert formats == [
+        (0, 512),
+        (0, 4096),
+        (8, 512),
+        (8, 4096),
+        (16, 512),
+        (16, 4096),
+        (64, 4096),
+        (64, 4096),
+    ]
+    assert (small["flbas"], small["nlbaf"]) == (0, 7)
+    assert (small["mc"], small["dpc"], small["dps"]) == (0b11, 0b11111, 0)
     assert (large["nsze"], large["flbas"]) == (1024, 1)
     assert small["nvmcap"] == 8 << 20
     assert small["dlfeat"] == 0b1001
@@ -178,7 +190,8 @@ def test_descriptors_name_what_the_namespace_structure_names(driver: Driver) -> 
 
 @pytest.mark.point("I03")
 def test_the_nvm_command_set_structures_are_there(driver: Driver) -> None:
-    assert identify(driver, Cns.CSI_NAMESPACE, 1) == bytes(PAGE)
+    formats = struct.unpack("<12x8I", identify(driver, Cns.CSI_NAMESPACE, 1)[:44])
+    assert formats == (0, 0, 0, 0, 2 << 7, 2 << 7, 0, 2 << 7), "guards of 64 bits"
     assert identify(driver, Cns.CSI_CONTROLLER) == bytes(PAGE)
     ready = IDENTIFY_INDEPENDENT_NAMESPACE.decode(identify(driver, Cns.CSI_INDEPENDENT_NAMESPACE, 1))
     assert ready["nstat"] == 1

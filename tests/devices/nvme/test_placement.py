@@ -129,7 +129,7 @@ def test_identify_says_that_data_can_be_placed(pair: QueuePair) -> None:
     driver = pair.driver
     assert ended(driver.identify(Cns.CONTROLLER)) == OK
     found = IDENTIFY_CONTROLLER.decode(driver.ram.read(driver.data, PAGE))
-    assert (found["ctratt"], found["endgidmax"]) == (1 << 19 | 1 << 4, 1)
+    assert (found["ctratt"], found["endgidmax"]) == (1 << 19 | 1 << 4 | 1 << 0, 1)
     assert ended(driver.identify(Cns.NAMESPACE, 1)) == OK
     assert IDENTIFY_NAMESPACE.decode(driver.ram.read(driver.data, PAGE))["endgid"] == 1
     assert ended(driver.identify(Cns.ENDURANCE_GROUPS)) == OK

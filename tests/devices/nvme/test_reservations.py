@@ -1,25 +1,17 @@
 """Reservations among hosts: three of them, and a second controller of the first."""
 
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-from outboard.devices.nvme import Nvme, Subsystem
 from outboard.devices.nvme.command import Command
 from outboard.devices.nvme.command_set import AdminCommand
-from outboard.devices.nvme.datapath.tuning import Tuning
 from outboard.devices.nvme.io import IO_COMMANDS
 from outboard.devices.nvme.layouts import IDENTIFY_CONTROLLER, IDENTIFY_NAMESPACE
 from outboard.devices.nvme.spec import BROADCAST, AdminOpcode, Cns, FeatureId, IoOpcode, LogId
 from outboard.devices.nvme.status import Status
-from outboard.devices.nvme.store import Store
-from outboard.errors import StateError
 from outboard.storage import RamStorage, Storage
-from tests.devices.nvme.bench import Bench
 from tests.devices.nvme.conftest import MakePaths
 from tests.devices.nvme.driver import PAGE, ended
 from tests.devices.nvme.hosts import (
@@ -31,19 +23,19 @@ from tests.devices.nvme.hosts import (
     IGNORE_EXISTING_KEY,
     PREEMPT,
     PREEMPT_AND_ABORT,
-    PTPL_OFF,
     PTPL_ON,
     REPLACE,
     UNREGISTER,
     WE,
     WE_AR,
     WE_RO,
+    A,
+    B,
+    C,
     Host,
 )
-from tests.devices.nvme.test_moving import move
 from tests.devices.nvme.test_workers import Slow
 
-A, B, C = (name * 16 for name in (b"A", b"B", b"C"))
 TYPES = (WE, EA, WE_RO, EA_RO, WE_AR, EA_AR)
 CONFLICT, SUCCESS = Status.RESERVATION_CONFLICT, Status.SUCCESS
 REGISTRATION_PREEMPTED, RESERVATION_RELEASED, RESERVATION_PREEMPTED = 1, 2, 3
@@ -69,13 +61,6 @@ FIGURE = {
     WE_AR: ("r-", "rw"),
     EA_AR: ("--", "rw"),
 }
-
-
-@pytest.fixture
-def hosts(make_paths: MakePaths) -> list[Host]:
-    """The hosts A, B, C, and A once more by another controller."""
-    benches = make_paths(RamStorage(1 << 20), RamStorage(1 << 20), count=4)
-    return [Host(bench, identifier) for bench, identifier in zip(benches, (A, B, C, A), strict=True)]
 
 
 def may(host: Host, opcode: IoOpcode) -> bool:
@@ -325,95 +310,6 @@ def test_notifications_are_masked_and_the_oldest_of_too_many_are_lost(hosts: lis
     second.driver.disable()
     second.driver.enable()
     assert second.notification() == (0, 0, 0, 0)
-
-
-@pytest.mark.point("N14")
-def test_persistence_is_switched_by_register_and_by_the_feature(hosts: list[Host]) -> None:
-    first, second, _, _ = hosts
-    feature = FeatureId.RESERVATION_PERSISTENCE
-    assert first.driver.get_feature(feature, nsid=1).result == 0
-    assert first.register(1, options=PTPL_ON) == SUCCESS
-    assert second.driver.get_feature(feature, nsid=1).result == 1
-    assert second.driver.get_feature(feature, nsid=2).result == 0
-    assert first.register(1) == SUCCESS
-    assert second.driver.get_feature(feature, nsid=1).result == 1
-    assert first.register(1, options=PTPL_OFF) == SUCCESS
-    assert second.driver.get_feature(feature, nsid=1).result == 0
-    assert ended(second.driver.set_feature(feature, 1, nsid=BROADCAST)) == SUCCESS
-    assert [first.report(extended=True).persistent, first.driver.get_feature(feature, nsid=2).result] == [
-        1,
-        1,
-    ]
-    assert first.register(1, options=1 << 30) == Status.INVALID_FIELD
-
-
-@pytest.mark.point("N14")
-def test_a_reservation_is_there_again_after_a_restart(lane: str, tmp_path: Path) -> None:
-    @contextmanager
-    def run() -> Iterator[list[Host]]:
-        disks = Subsystem(RamStorage(1 << 20), multipath=True, store=Store(tmp_path / "state"))
-        tuning = Tuning(pollers=0, native=lane == "native")
-        benches = [Bench(Nvme(subsystem=disks, tuning=tuning)) for _ in range(2)]
-        yield [Host(bench, name) for bench, name in zip(benches, (A, B), strict=True)]
-        for bench in benches:
-            bench.leave()
-        disks.namespaces[1].storage.close()
-
-    with run() as (first, second):
-        assert first.register(1, options=PTPL_ON) == SUCCESS
-        assert first.acquire(1, EA) == SUCCESS
-        assert second.read() == CONFLICT
-    with run() as (first, second):
-        assert second.read() == CONFLICT
-        assert first.read() == SUCCESS
-        assert first.register(1, options=PTPL_OFF) == SUCCESS
-        assert second.read() == CONFLICT
-    with run() as (first, second):
-        assert second.read() == SUCCESS
-        assert second.report(extended=True).controllers == []
-
-
-@pytest.mark.point("N14")
-@pytest.mark.parametrize("identifier", [A, b""])
-def test_a_reservation_moves_with_its_controller(
-    make_paths: MakePaths, identifier: bytes, request: pytest.FixtureRequest
-) -> None:
-    source, beside = make_paths(RamStorage(1 << 20))
-    first, second = Host(source, identifier), Host(beside, B)
-    assert first.register(1, options=PTPL_ON) == second.register(2) == SUCCESS
-    assert second.acquire(2, EA_RO) == SUCCESS
-    assert second.release(2, EA_RO) == SUCCESS
-    assert first.acquire(1, WE) == SUCCESS
-    before = first.report(extended=True)
-    there = Subsystem(RamStorage(1 << 20))
-    devices = [Nvme(subsystem=there, tuning=source.device.plane.tuning) for _ in range(2)]
-    target, other = move(source, devices[0]), Bench(devices[1])
-    request.addfinalizer(target.close)
-    request.addfinalizer(other.leave)
-    before.controllers[1] = (0xFFFF, B, 2, 0)
-    assert first.report(extended=True) == before
-    assert first.notification() == (1, RESERVATION_RELEASED, 0, 1)
-    assert first.write() == SUCCESS
-    assert Host(other, B).write() == CONFLICT
-    other.device.stop_device()
-    target.device.stop_device()
-    with pytest.raises(StateError, match="the same order"):
-        other.device.restore_state(target.device.save_state())
-
-
-@pytest.mark.point("N14")
-def test_what_cannot_be_kept_is_not_done(make_paths: MakePaths, tmp_path: Path) -> None:
-    (folder := tmp_path / "folder").mkdir()
-    first, second = (
-        Host(bench, name)
-        for bench, name in zip(make_paths(store=Store(folder / "state")), (A, B), strict=True)
-    )
-    assert first.register(1, options=PTPL_ON) == SUCCESS
-    (folder / "state").unlink()
-    folder.rmdir()
-    assert first.acquire(1, EA) == Status.INTERNAL_ERROR
-    assert second.read() == SUCCESS
-    assert first.report(extended=True).type == 0
 
 
 @pytest.mark.point("N14")

@@ -10,12 +10,13 @@ from functools import partial
 
 from outboard.devices.nvme.admission import READS, WRITES, Access, Condition
 from outboard.devices.nvme.command import Command
+from outboard.devices.nvme.metadata import Extent, Place, find, make_durable
 from outboard.devices.nvme.namespace import Namespace
+from outboard.devices.nvme.protection import Prinfo, verify
 from outboard.devices.nvme.state import State
 from outboard.devices.nvme.status import CommandFailed, Status
 from outboard.devices.nvme.work import Call
 from outboard.errors import StorageError
-from outboard.storage import persist
 
 FORCE_UNIT_ACCESS = 1 << 30
 
@@ -23,14 +24,31 @@ SLBA_LOCATION, NLB_LOCATION = 40, 48
 """Where in a command they are, in bytes."""
 
 
-def extent(state: State, space: Namespace, command: Command) -> tuple[int, int]:
-    """Return offset and size, in bytes, of the blocks a data command names. Raises `CommandFailed`."""
+def extent(state: State, space: Namespace, command: Command, prinfo: Prinfo) -> Extent:
+    """Return room for the blocks a data command names. Raises `CommandFailed`."""
     count = block_count(command)
-    if count * space.block_size > state.limits.transfer:
+    behind = prinfo.carried(space) if space.extended else 0
+    if count * (space.block_size + behind) > state.limits.transfer:
         raise CommandFailed(
             Status.INVALID_FIELD, f"{count} blocks are more than MDTS allows", location=NLB_LOCATION
         )
-    return range_of(space, command.slba, count)
+    range_of(space, command.slba, count)
+    return Extent(space, command.slba, count)
+
+
+def place_of(state: State, command: Command, extent: Extent, prinfo: Prinfo, *, reading: bool) -> Place:
+    """Find where in guest memory the blocks of a data command are. Raises `CommandFailed`."""
+    carried = prinfo.carried(extent.space)
+    return find(state.bus, command, extent.space, extent.blocks, carried, reading=reading)
+
+
+def verify_stored(state: State, extent: Extent, prinfo: Prinfo) -> None:
+    """Verify what storage gave: what does not pass was damaged there. Raises `CommandFailed`."""
+    try:
+        verify(extent, prinfo)
+    except CommandFailed:
+        state.health.media_errors += 1
+        raise
 
 
 def block_count(command: Command) -> int:
@@ -103,17 +121,14 @@ def keep_uncorrectable(state: State, space: Namespace) -> None:
 
 
 def settle(
-    state: State, space: Namespace, cdw12: int, offset: int = 0, size: int | None = None
+    state: State, space: Namespace, cdw12: int, slba: int = 0, blocks: int | None = None
 ) -> Iterator[Call]:
-    """Make a write durable before it completes, if the host asks for that.
-
-    The range that was written, in bytes, or everything.
-    """
+    """Make a write durable before it completes, if the host asks for that: these blocks, or everything."""
     if cdw12 & FORCE_UNIT_ACCESS or not state.features.write_cache:
-        if size is None:
+        if blocks is None:
             yield Call(space.storage, space.storage.flush)
         else:
-            yield Call(space.storage, partial(persist, space.storage, offset, size))
+            yield Call(space.storage, partial(make_durable, space, slba, blocks))
 
 
 def media_error(state: State, status: Status, error: StorageError) -> CommandFailed:

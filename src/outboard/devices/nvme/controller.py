@@ -27,7 +27,7 @@ from outboard.devices.nvme.io import flush_each
 from outboard.devices.nvme.queues import CompletionQueue, SubmissionQueue
 from outboard.devices.nvme.state import Outstanding, State
 from outboard.devices.nvme.status import CommandFailed, Status, status_field
-from outboard.devices.nvme.strikes import Struck
+from outboard.devices.nvme.strikes import Complete, Struck
 from outboard.devices.nvme.transfer import Abandoned, check_admin_flags, check_io_flags
 from outboard.devices.nvme.work import Work, run_inline
 from outboard.devices.nvme.workers import Task, Workers
@@ -43,7 +43,6 @@ BATCH = 64
 OUTSTANDING = 256
 """Commands that may wait for storage at once; the others wait in their queues."""
 
-
 PAIRING = 0.001
 """Seconds until it is looked again whether the second of a fused pair has come."""
 
@@ -52,9 +51,6 @@ SLOW = 1 << 16
 
 Ending = Callable[[SubmissionQueue, tuple[Command, ...], int | Exception], None]
 """Completes commands that have ended: gets dword 0, or what was raised."""
-
-Complete = Callable[[SubmissionQueue, int, int, int], None]
-"""Posts a completion: of which queue, its identifier, its status field, its dwords 0 and 1."""
 
 
 class Progress(Enum):
@@ -460,19 +456,6 @@ class Controller:
         else:
             sq.cq.pending -= 1
             sq.cq.post(self.state.bus, sq, cid, field, result)
-
-    def complete_unheard(self, sq: SubmissionQueue, cid: int, field: int, result: int) -> None:
-        """As `complete`, with no interrupt that says so."""
-        with self.state.plane.paused():
-            signal = sq.cq.signal
-            sq.cq.pending -= 1
-            sq.cq.post(self.state.bus, sq, cid, field, result)
-            sq.cq.signal = signal
-
-    def forget(self, sq: SubmissionQueue) -> None:
-        """A command that was counted as pending never completes."""
-        with self.state.plane.paused():
-            sq.cq.pending -= 1
 
     def _tell_events(self) -> None:
         """Complete event requests, as far as the admin completion queue has room."""

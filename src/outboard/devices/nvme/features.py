@@ -27,9 +27,9 @@ COMPOSITE, ALL_SENSORS = 0x0, 0xF
 CHANGEABLE, NAMESPACE_SPECIFIC, SAVEABLE = 1 << 2, 1 << 1, 1 << 0
 """Capabilities of a feature, as Get Features has them."""
 
-BEHAVIORS: dict[int, int] = {0: 0b1, 4: 0b1100, 5: 0}
-"""Bytes of Host Behavior Support and the bits that can be set in them: advanced command retry, and copy
-descriptors of formats 2 and 3. Others are not kept."""
+BEHAVIORS: dict[int, int] = {0: 0b1, 2: 0b1, 4: 0b1100, 5: 0}
+"""Bytes of Host Behavior Support and the bits that can be set in them: advanced command retry, extended LBA
+formats, and copy descriptors of formats 2 and 3. Others are not kept."""
 
 
 def _always(state: "State") -> bool:
@@ -308,6 +308,13 @@ def _set_behavior(state: "State", command: Command) -> int:
         kept[at] = behavior[at]
     state.features.behavior = bytes(kept)
     return 0
+
+
+def _behavior(behavior: bytes) -> bytes:
+    """What of a host's behavior is known here."""
+    return bytes(value if offset in BEHAVIORS else 0 for offset, value in enumerate(behavior)).ljust(
+        BEHAVIOR_SIZE, b"\0"
+    )
 
 
 FEATURES: dict[int, Feature] = {

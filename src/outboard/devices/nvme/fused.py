@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from outboard.devices.nvme.admission import WRITES, Access, Condition, admit
-from outboard.devices.nvme.blocks import check_readable, extent, media_error, settle, written
+from outboard.devices.nvme.blocks import check_readable, extent, media_error, place_of, settle, written
 from outboard.devices.nvme.command import Command
+from outboard.devices.nvme.metadata import Extent
 from outboard.devices.nvme.namespace import Namespace
+from outboard.devices.nvme.protection import Prinfo, receive, verify
 from outboard.devices.nvme.spec import IoOpcode
 from outboard.devices.nvme.state import State
 from outboard.devices.nvme.status import CommandFailed, Status
-from outboard.devices.nvme.transfer import fetch
 from outboard.devices.nvme.work import Call, Work
 from outboard.errors import StorageError
 
@@ -48,17 +49,21 @@ def compare_and_write(state: State, pair: Pair) -> Work:
     first, second = pair.first, pair.second
     try:
         space = _namespace(state, pair)
-        offset, size = extent(state, space, first)
-        check_readable(state, space, first.slba, size // space.block_size)
-        theirs, data = fetch(state.bus, first, size), fetch(state.bus, second, size)
-        differs: list[bool] = []
-        step = partial(_compare_and_write, space, offset, theirs, data, differs)
-        with space.writing(second.slba, size // space.block_size):
+        prinfo, made = Prinfo.of(space, first), Prinfo.of(space, second)
+        prinfo.no_action()
+        theirs, given = extent(state, space, first, prinfo), extent(state, space, second, made)
+        check_readable(state, space, theirs.slba, theirs.blocks)
+        place_of(state, first, theirs, prinfo, reading=False).fetch(state.bus, theirs)
+        place_of(state, second, given, made, reading=False).fetch(state.bus, given)
+        receive(given, made)
+        failures: list[CommandFailed] = []
+        step = partial(_compare_and_write, theirs, prinfo, given, failures)
+        with space.writing(given.slba, given.blocks):
             yield Call(space.storage, space.alone(step))
-            if differs:
-                raise CommandFailed(Status.COMPARE_FAILURE, "the blocks hold something else")
-            written(state, space, second.slba, size // space.block_size)
-            yield from settle(state, space, second.cdw12)
+            if failures:
+                raise failures[0]
+            written(state, space, given.slba, given.blocks)
+            yield from settle(state, space, second.cdw12, given.slba, given.blocks)
     except StorageError as error:
         pair.failures = {0: media_error(state, Status.WRITE_FAULT, error)}
     except CommandFailed as failure:
@@ -84,13 +89,18 @@ def _namespace(state: State, pair: Pair) -> Namespace:
     return space
 
 
-def _compare_and_write(
-    space: Namespace, offset: int, theirs: bytes, data: bytes, differs: list[bool]
-) -> None:
-    if space.storage.read(offset, len(theirs)) == theirs:
-        space.storage.write(offset, data)
+def _compare_and_write(theirs: Extent, prinfo: Prinfo, given: Extent, failures: list[CommandFailed]) -> None:
+    ours = Extent(theirs.space, theirs.slba, theirs.blocks)
+    ours.load()
+    try:
+        verify(ours, prinfo)
+    except CommandFailed as failure:
+        failures.append(failure)
+        return
+    if ours.holds(theirs):
+        given.store()
     else:
-        differs.append(True)
+        failures.append(CommandFailed(Status.COMPARE_FAILURE, "the blocks hold something else"))
 
 
 def _check(state: State, space: Namespace, command: Command, access: Access) -> None:

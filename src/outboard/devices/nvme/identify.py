@@ -8,6 +8,7 @@ from outboard.devices.nvme.command import Command
 from outboard.devices.nvme.copying import FORMATS_OFFERED, MOST_BLOCKS, MOST_BLOCKS_OF_RANGE, MOST_RANGES
 from outboard.devices.nvme.events import ACCESS_NOTICES, OFFERED_NOTICES
 from outboard.devices.nvme.fused import FUSES
+from outboard.devices.nvme.metadata import BYTE_ALIGNED_BUFFER, SGL_FOR_METADATA
 from outboard.devices.nvme.namespace import (
     ANA_GROUPS,
     FORMATS,
@@ -19,6 +20,7 @@ from outboard.devices.nvme.namespace import (
 )
 from outboard.devices.nvme.persistent_events import UNITS
 from outboard.devices.nvme.placement import ENDURANCE_GROUP
+from outboard.devices.nvme.protection import EXTENDED_FORMATS
 from outboard.devices.nvme.sgl import BIT_BUCKETS, DWORD_ALIGNED, LONGER_THAN_DATA
 from outboard.devices.nvme.spec import BROADCAST, PAGE, VERSION, AdminOpcode, Cns, Csi, IoOpcode
 from outboard.devices.nvme.state import State
@@ -84,6 +86,12 @@ RETRY_DELAYS = (1, 10, 50)
 _EXTENDED_BLOCKS, _SEPARATE_METADATA = 1 << 0, 1 << 1
 """Bits of MC."""
 
+_ALL_PROTECTION = 0b11_111
+"""DPC: protection information of each type, as the first and as the last of the metadata."""
+
+_WIDE_GUARD = 0b10 << 7
+"""In ELBAF: guards of 64 bits, and no storage tags."""
+
 _EUI64, _NGUID, _UUID, _CSI = 1, 2, 3, 4
 """Types of namespace identification descriptors."""
 
@@ -121,6 +129,7 @@ def controller(state: State) -> bytes:
         ctratt=_LONG_HOST_IDENTIFIERS
         | _ENDURANCE_GROUPS
         | _UUIDS
+        | EXTENDED_FORMATS
         | (_DATA_PLACEMENT if subsystem.placement is not None else 0),
         cntrltype=1,
         crdt1=RETRY_DELAYS[0],
@@ -153,7 +162,7 @@ def controller(state: State) -> bytes:
         oncs=_bits(_ONCS, state.commands.io) | _SELECT | _TIMESTAMP,
         vwc=0b111,  # there is a write cache; Flush accepts the broadcast NSID
         tnvmcap=sum(space.storage.size for space in subsystem.namespaces.values()),
-        sgls=DWORD_ALIGNED | BIT_BUCKETS | LONGER_THAN_DATA,
+        sgls=DWORD_ALIGNED | BIT_BUCKETS | LONGER_THAN_DATA | BYTE_ALIGNED_BUFFER | SGL_FOR_METADATA,
         subnqn=subsystem.nqn.encode(),
         **{f"psd{number}": each.descriptor for number, each in enumerate(power.POWER_STATES)},
     )
@@ -186,6 +195,8 @@ def namespace(state: State, space: Namespace) -> bytes:
         nlbaf=len(FORMATS) - 1,
         flbas=space.format | space.extended << 4,
         mc=_SEPARATE_METADATA | _EXTENDED_BLOCKS,
+        dpc=_ALL_PROTECTION,
+        dps=space.protection.dps if space.protection else 0,
         nmic=int(space.shared),
         anagrpid=_group(state, space),
         rescap=reservations.CAPABILITIES,
@@ -270,10 +281,11 @@ def _csi_namespace(state: State, command: Command) -> bytes:
 
 
 def _of_set(command: Command, space: Namespace) -> bytes:
-    """What a command set says of a namespace; the NVM set has nothing more to say, of whichever it is."""
+    """What a command set says of a namespace; the NVM set, of any, says more of the LBA formats."""
     csi = _command_set(command)
     if csi == Csi.NVM:
-        return bytes(SIZE)
+        formats = [_WIDE_GUARD if each.guard == 64 else 0 for each in FORMATS]
+        return layouts.IDENTIFY_NVM_NAMESPACE.encode(elbafs=struct.pack(f"<{len(formats)}I", *formats))
     if space.csi != csi:
         raise CommandFailed(
             Status.INVALID_FIELD, f"namespace {space.nsid} is not of command set {csi:#x}", location=47

@@ -25,26 +25,32 @@ from outboard.devices.nvme.blocks import (
     deallocated,
     extent,
     media_error,
+    place_of,
     range_of,
     settle,
+    verify_stored,
     written,
 )
 from outboard.devices.nvme.command import Command
 from outboard.devices.nvme.command_set import CHANGES_BLOCKS, IoCommand
 from outboard.devices.nvme.fused import SERIALIZED
+from outboard.devices.nvme.metadata import discard, zero
+from outboard.devices.nvme.protection import Prinfo, of_zeros, receive
 from outboard.devices.nvme.spec import BROADCAST, IoOpcode
 from outboard.devices.nvme.state import State
 from outboard.devices.nvme.status import CommandFailed, Status
-from outboard.devices.nvme.transfer import fetch, runs, scatter
+from outboard.devices.nvme.transfer import fetch
 from outboard.devices.nvme.vitals import READ_ONLY_MEDIA
 from outboard.devices.nvme.work import Call, Work
 from outboard.errors import StorageError
-from outboard.storage import persist
 
 log = logging.getLogger(__name__)
 
 DEALLOCATE_ZEROES = 1 << 25
 DEALLOCATE = 1 << 2
+
+ZEROED_AT_ONCE = 4096
+"""Blocks that Write Zeroes gives to storage in one call, with their metadata."""
 
 _RANGE = struct.Struct("<IIQ")
 
@@ -52,52 +58,58 @@ _RANGE = struct.Struct("<IIQ")
 def read(state: State, command: Command) -> Work:
     """Execute Read."""
     space = state.namespace(command.nsid)
-    offset, size = extent(state, space, command)
-    check_readable(state, space, command.slba, block_count(command))
-    found = runs(state.bus, command, size, reading=True)
-    data = bytearray(size)
+    prinfo = Prinfo.of(space, command)
+    found = extent(state, space, command, prinfo)
+    check_readable(state, space, found.slba, found.blocks)
+    place = place_of(state, command, found, prinfo, reading=True)
     try:
         if command.cdw12 & FORCE_UNIT_ACCESS:
-            yield Call(space.storage, partial(persist, space.storage, offset, size))
-        yield Call(space.storage, partial(space.storage.readinto, offset, memoryview(data)))
+            yield Call(space.storage, found.persist)
+        yield Call(space.storage, found.load)
     except StorageError as error:
         raise media_error(state, Status.UNRECOVERED_READ_ERROR, error) from error
-    scatter(state.bus, found, data)
+    verify_stored(state, found, prinfo)
+    place.deliver(state.bus, found)
     state.health.reads += 1
-    state.health.bytes_read += size
+    state.health.bytes_read += len(found.data)
     return 0
 
 
 def write(state: State, command: Command) -> Work:
-    """Execute Write. All of the guest's data is here before the first byte is stored."""
+    """Execute Write. All of the guest's data is here, and passes, before the first byte is stored."""
     space = state.namespace(command.nsid)
-    offset, size = extent(state, space, command)
+    prinfo = Prinfo.of(space, command)
+    given = extent(state, space, command, prinfo)
     identifier = placement.directive(space, command)
-    data = fetch(state.bus, command, size)
+    place_of(state, command, given, prinfo, reading=False).fetch(state.bus, given)
+    receive(given, prinfo)
     try:
-        with space.writing(command.slba, block_count(command)):
-            yield Call(space.storage, space.alone(partial(space.storage.write, offset, data)))
-            yield from settle(state, space, command.cdw12, offset, size)
+        with space.writing(given.slba, given.blocks):
+            yield Call(space.storage, space.alone(given.store))
+            yield from settle(state, space, command.cdw12, given.slba, given.blocks)
     except StorageError as error:
         raise media_error(state, Status.WRITE_FAULT, error) from error
-    written(state, space, command.slba, block_count(command), identifier)
+    written(state, space, given.slba, given.blocks, identifier)
     state.health.writes += 1
-    state.health.bytes_written += size
+    state.health.bytes_written += len(given.data)
     return 0
 
 
 def compare(state: State, command: Command) -> Work:
-    """Execute Compare."""
+    """Execute Compare. Protection information is not compared: that of the stored blocks is verified."""
     space = state.namespace(command.nsid)
-    offset, size = extent(state, space, command)
-    check_readable(state, space, command.slba, block_count(command))
-    theirs, ours = fetch(state.bus, command, size), bytearray(size)
+    prinfo = Prinfo.of(space, command)
+    prinfo.no_action()
+    theirs, ours = (extent(state, space, command, prinfo) for _ in range(2))
+    check_readable(state, space, ours.slba, ours.blocks)
+    place_of(state, command, theirs, prinfo, reading=False).fetch(state.bus, theirs)
     try:
-        yield Call(space.storage, partial(space.storage.readinto, offset, memoryview(ours)))
+        yield Call(space.storage, ours.load)
     except StorageError as error:
         raise media_error(state, Status.UNRECOVERED_READ_ERROR, error) from error
+    verify_stored(state, ours, prinfo)
     state.health.reads += 1
-    if ours != theirs:
+    if not ours.holds(theirs):
         raise CommandFailed(Status.COMPARE_FAILURE, "the blocks hold something else")
     return 0
 
@@ -114,29 +126,38 @@ def flush(state: State, command: Command) -> Work:
     return 0
 
 
-def write_zeroes(state: State, command: Command) -> Work:
-    """Execute Write Zeroes. No data moves, so MDTS does not limit it."""
-    space = state.namespace(command.nsid)
-    offset, size = range_of(space, command.slba, block_count(command))
-    discarding = command.cdw12 & DEALLOCATE_ZEROES and space.storage.discard_zeroes
-    make_zeros = space.storage.discard if discarding else space.storage.write_zeroes
-    try:
-        with space.writing(command.slba, block_count(command)):
-            yield Call(space.storage, space.alone(partial(make_zeros, offset, size)))
-            yield from settle(state, space, command.cdw12, offset, size)
-    except StorageError as error:
-        raise media_error(state, Status.WRITE_FAULT, error) from error
-    (deallocated if discarding else written)(state, space, command.slba, block_count(command))
-    return 0
-
-
 def flush_each(state: State) -> Work:
-    """Flush every namespace, whatever becomes of the others: a shutdown."""
+    """Flush every namespace, whatever becomes of the others: for a shutdown."""
     for nsid, space in state.namespaces.items():
         try:
             yield Call(space.storage, space.storage.flush)
         except StorageError:
             log.exception("namespace %d may have lost data at shutdown", nsid)
+    return 0
+
+
+def write_zeroes(state: State, command: Command) -> Work:
+    """Execute Write Zeroes. No data moves, so MDTS does not limit it."""
+    space = state.namespace(command.nsid)
+    prinfo = Prinfo.of(space, command)
+    slba, blocks = command.slba, block_count(command)
+    range_of(space, slba, blocks)
+    discarding = command.cdw12 & DEALLOCATE_ZEROES and space.storage.discard_zeroes
+    step = blocks if discarding or not space.metadata else ZEROED_AT_ONCE
+    try:
+        with space.writing(slba, blocks):
+            for first in range(0, blocks, step):
+                count = min(step, blocks - first)
+                if discarding:
+                    make_zeros = partial(discard, space, slba, count)
+                else:
+                    metadata = of_zeros(space, prinfo, first, count)
+                    make_zeros = partial(zero, space, slba + first, count, metadata)
+                yield Call(space.storage, space.alone(make_zeros))
+            yield from settle(state, space, command.cdw12, slba, blocks)
+    except StorageError as error:
+        raise media_error(state, Status.WRITE_FAULT, error) from error
+    (deallocated if discarding else written)(state, space, slba, blocks)
     return 0
 
 
@@ -146,14 +167,15 @@ def dataset_management(state: State, command: Command) -> Work:
     count = (command.cdw10 & 0xFF) + 1
     data = fetch(state.bus, command, count * _RANGE.size)
     named = [(slba, blocks) for _, blocks, slba in _RANGE.iter_unpack(data)]
-    extents = [range_of(space, slba, blocks) for slba, blocks in named]
+    for slba, blocks in named:
+        range_of(space, slba, blocks)
     if command.cdw11 & DEALLOCATE:
         if space.zones is not None:
             for slba, blocks in named:
                 space.zones.check_discard(slba, blocks)
         try:
-            for (slba, blocks), (offset, size) in zip(named, extents, strict=True):
-                yield Call(space.storage, space.alone(partial(space.storage.discard, offset, size)))
+            for slba, blocks in named:
+                yield Call(space.storage, space.alone(partial(discard, space, slba, blocks)))
                 deallocated(state, space, slba, blocks)
             yield from settle(state, space, 0)
         except StorageError as error:

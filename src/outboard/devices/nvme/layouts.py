@@ -176,6 +176,8 @@ IDENTIFY_NVM_CONTROLLER = Layout(
     4096, vsl=(0, "B"), wzsl=(1, "B"), wusl=(2, "B"), dmrl=(3, "B"), dmrsl=(4, "I"), dmsl=(8, "Q")
 )
 
+IDENTIFY_NVM_NAMESPACE = Layout(4096, lbstm=(0, "Q"), pic=(8, "B"), pifa=(9, "B"), elbafs=(12, "256s"))
+
 IDENTIFY_INDEPENDENT_NAMESPACE = Layout(
     4096,
     nsfeat=(0, "B"),

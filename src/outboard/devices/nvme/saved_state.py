@@ -127,7 +127,13 @@ def _identity(state: State) -> Saved:
         "model": state.subsystem.model,
         "cntlid": state.identity.cntlid,
         "namespaces": {
-            str(nsid): [space.blocks, space.format] for nsid, space in sorted(state.attached.items())
+            str(nsid): [
+                space.blocks,
+                space.format,
+                space.extended,
+                space.protection.dps if space.protection else 0,
+            ]
+            for nsid, space in sorted(state.attached.items())
         },
     }
 

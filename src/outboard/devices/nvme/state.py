@@ -183,6 +183,8 @@ class State:
         self.submission.clear()
         self.completion.clear()
         self.plane.reset()
+        self.host_identifier = b""
+        self.subsystem.host_left(self.identity.cntlid)
         self.features.reset()
         self.events.reset()
         self.errors.clear()
@@ -191,8 +193,6 @@ class State:
         self.changed_namespaces.clear()
         self.changed_zones.clear()
         self.subsystem.ana.was_reset(self.identity.cntlid)
-        self.subsystem.host_left(self.identity.cntlid)
-        self.host_identifier = b""
         self.reservation_log.reset()
         self.granted = self.limits.io_queues
 

@@ -5,19 +5,22 @@ ends as the faults say, or the controller does. Everything else a controller doe
 be aborted, its queue can be deleted, and a reset forgets it.
 """
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING
 
 from outboard.devices.nvme.altered import Altered, through, view
 from outboard.devices.nvme.command import Command
 from outboard.devices.nvme.injection import Strike
 from outboard.devices.nvme.queues import SubmissionQueue
-from outboard.devices.nvme.state import Cancellable, Outstanding
+from outboard.devices.nvme.state import Cancellable, Outstanding, State
 from outboard.devices.nvme.status import CommandFailed, Status, status_field
 from outboard.devices.nvme.work import Work
 
 if TYPE_CHECKING:
     from outboard.devices.nvme.controller import Controller
+
+Complete = Callable[[SubmissionQueue, int, int, int], None]
+"""Completes a command of a queue: its identifier, its status field, dwords 0 and 1 of its completion."""
 
 _CODE = 0x7FF
 """SCT and SC of a status field."""
@@ -68,7 +71,7 @@ class Struck:
     def begin(self) -> None:
         """Do what comes first."""
         if self._strike.hang == "reset":
-            self.controller.forget(self.sq)
+            forget(self.controller.state, self.sq)
         elif self._strike.hang or self._strike.delay > 0:
             self._hold()
         else:
@@ -124,7 +127,7 @@ class Struck:
         if ending := next((fault for fault in faults if fault.ends_controller), None):
             hardware = self.controller.state.hardware
             assert hardware is not None
-            self.controller.forget(sq)
+            forget(self.controller.state, sq)
             for altered in self._altered:
                 altered.settle()
             if ending.fatal:
@@ -137,8 +140,23 @@ class Struck:
         if not field and self._strike.field is not None:
             field = self._strike.field
         if any(fault.lost_completion for fault in faults):
-            self.controller.forget(sq)
+            forget(self.controller.state, sq)
         elif any(fault.lost_interrupt for fault in faults):
-            self.controller.complete_unheard(sq, cid, field, result)
+            complete_unheard(self.controller.state, sq, cid, field, result)
         else:
             self.controller.complete(sq, cid, field, result)
+
+
+def complete_unheard(state: State, sq: SubmissionQueue, cid: int, field: int, result: int) -> None:
+    """Post the completion of a command that was counted as pending, with no interrupt that says so."""
+    with state.plane.paused():
+        signal = sq.cq.signal
+        sq.cq.pending -= 1
+        sq.cq.post(state.bus, sq, cid, field, result)
+        sq.cq.signal = signal
+
+
+def forget(state: State, sq: SubmissionQueue) -> None:
+    """A command that was counted as pending never completes."""
+    with state.plane.paused():
+        sq.cq.pending -= 1

@@ -180,6 +180,7 @@ class Subsystem:
                     state.hardware.lose_power()
             self.lose_power()
             for nsid, space in self.namespaces.items():
+                space.reservation = space.reservation.after_power_loss()
                 for storage in layers(space.storage):
                     if isinstance(storage, VolatileStorage):
                         storage.cut(f"{seed} {nsid}")

@@ -107,11 +107,15 @@ def runs(bus: Bus, command: Command, length: int, *, reading: bool) -> list[Run]
 
 def fetch(bus: Bus, command: Command, length: int) -> bytes:
     """Return the ``length`` bytes the host gives with ``command``: our own copy. Raises `CommandFailed`."""
+    return gather(bus, runs(bus, command, length, reading=False))
+
+
+def gather(bus: Bus, found: list[Run]) -> bytes:
+    """Return what these runs hold: our own copy. Raises `CommandFailed` (Data Transfer Error)."""
     try:
-        parts = [bus.read(address, size) for address, size in runs(bus, command, length, reading=False)]
+        return b"".join([bus.read(address, size) for address, size in found])
     except DmaError as error:
         raise CommandFailed(Status.DATA_TRANSFER_ERROR, str(error)) from error
-    return b"".join(parts)
 
 
 def deliver(bus: Bus, command: Command, data: bytes | bytearray) -> None:

@@ -3,8 +3,6 @@
 Both take as many blocks as a command can name (VSL and WUSL are 0: no limit of their own).
 """
 
-from functools import partial
-
 from outboard.devices.nvme.admission import Access
 from outboard.devices.nvme.blocks import (
     block_count,
@@ -12,9 +10,12 @@ from outboard.devices.nvme.blocks import (
     keep_uncorrectable,
     media_error,
     range_of,
+    verify_stored,
 )
 from outboard.devices.nvme.command import Command
 from outboard.devices.nvme.command_set import CHANGES_BLOCKS, IoCommand
+from outboard.devices.nvme.metadata import Extent
+from outboard.devices.nvme.protection import Prinfo
 from outboard.devices.nvme.spec import IoOpcode
 from outboard.devices.nvme.state import State
 from outboard.devices.nvme.status import Status
@@ -28,15 +29,19 @@ AT_ONCE = 1 << 20
 def verify(state: State, command: Command) -> Work:
     """Execute Verify: read the blocks, and give them to nobody."""
     space = state.namespace(command.nsid)
-    offset, size = range_of(space, command.slba, block_count(command))
-    check_readable(state, space, command.slba, block_count(command))
-    buffer = memoryview(bytearray(min(size, AT_ONCE)))
-    try:
-        for at in range(0, size, AT_ONCE):
-            part = buffer[: min(AT_ONCE, size - at)]
-            yield Call(space.storage, partial(space.storage.readinto, offset + at, part))
-    except StorageError as error:
-        raise media_error(state, Status.UNRECOVERED_READ_ERROR, error) from error
+    prinfo = Prinfo.of(space, command)
+    prinfo.no_action()
+    blocks = block_count(command)
+    range_of(space, command.slba, blocks)
+    check_readable(state, space, command.slba, blocks)
+    step = AT_ONCE // space.block_size
+    for done in range(0, blocks, step):
+        part = Extent(space, command.slba + done, min(step, blocks - done))
+        try:
+            yield Call(space.storage, part.load)
+        except StorageError as error:
+            raise media_error(state, Status.UNRECOVERED_READ_ERROR, error) from error
+        verify_stored(state, part, prinfo.behind(space, done))
     return 0
 
 

@@ -227,9 +227,9 @@ class Measurement:
             slot[at.INDEX] = index
 
     def _preset_entries(self, submissions: int) -> None:
-        """Put what is the same in every command, the number of blocks, into every entry of a queue."""
-        length = (self.workload.bs // self._plan.block - 1).to_bytes(4, "little")
-        entry = bytes(48) + length + bytes(12)
+        """Put what is the same in every command, dword 12, into every entry of a queue."""
+        blocks = self.workload.bs // self._plan.block
+        entry = bytes(48) + (blocks - 1 | self._plan.protection).to_bytes(4, "little") + bytes(12)
         self._ram.write(submissions, entry * self._plan.entries)
 
     def _drive(self) -> None:

@@ -17,6 +17,13 @@ MOST_VERIFIED = 1 << 20
 MDTS = 77
 """Where Identify Controller has the largest transfer, as a power of two of pages."""
 
+FLBAS, DPS, LBA_FORMATS = 26, 29, 128
+CNS_NVM_NAMESPACE = 5
+"""Where Identify Namespace has the LBA format, the protection, and the formats; what says more of those."""
+WIDE_GUARD = 2
+MADE_AND_CHECKED = 1 << 29 | 1 << 28
+"""PRACT, and the check of the guard."""
+
 
 def pages(size: int) -> int:
     """``size`` bytes, rounded up to whole pages.
@@ -38,6 +45,7 @@ class Plan:
             raise SetupError(
                 f"there is no namespace {workload.nsid}; the controller has {driver.namespaces()}"
             ) from error
+        self.protection = self._protection(driver)
         self.chunks = self._chunks(driver)
         self._check(driver)
         wanted = max(FEWEST_ENTRIES, ENTRIES_A_COMMAND * workload.qd)
@@ -73,6 +81,24 @@ class Plan:
             )
         limit = MOST_VERIFIED if self.workload.verify else MOST_CHUNKS
         return min(blocks * self.block // self.workload.bs, limit)
+
+    def _protection(self, driver: NvmeDriver) -> int:
+        """What dword 12 says of protection information: the controller makes it, and checks the guard."""
+        data = driver.identify(CNS_NAMESPACE, self.workload.nsid)
+        number = data[FLBAS] & 0xF
+        metadata = int.from_bytes(data[LBA_FORMATS + 4 * number :][:2], "little")
+        if metadata == 0:
+            return 0
+        size = 8
+        if metadata == 16:
+            extended = driver.identify(CNS_NVM_NAMESPACE, self.workload.nsid)[12 + 4 * number :][:4]
+            size = 16 if int.from_bytes(extended, "little") >> 7 & 3 == WIDE_GUARD else 8
+        if not data[DPS] & 7 or metadata != size:
+            raise SetupError(
+                f"namespace {self.workload.nsid} has {metadata} bytes of metadata with each block, not"
+                " protection information alone: such namespaces cannot be measured"
+            )
+        return MADE_AND_CHECKED
 
     def _check(self, driver: NvmeDriver) -> None:
         workload = self.workload

@@ -1,7 +1,9 @@
 """Controllers, added and removed while the others go on."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
+from outboard.devices.nvme.ana import AnaState
+from outboard.devices.nvme.namespace import ANA_GROUPS
 from outboard.operation.control.method import SUBSYSTEM, Functions
 from outboard.operation.control.shown import ControllerShown, controller_shown
 from outboard.operation.declared import Between
@@ -10,6 +12,12 @@ from outboard.operation.service import Served, Service
 
 Cntlid = Annotated[int, Between(1, 0xFFEF), "The controller."]
 Name = Annotated[str | None, SUBSYSTEM.meaning]
+
+Group = Annotated[int, Between(1, ANA_GROUPS), "The group, which namespaces name as their ana_group."]
+Access = Annotated[
+    Literal["optimized", "non_optimized", "inaccessible", "persistent_loss", "change"],
+    "How; change is for ten seconds at most.",
+]
 
 
 def list_them(served: Served) -> list[ControllerShown]:
@@ -32,4 +40,14 @@ def remove(service: Service, cntlid: Cntlid, subsystem: Name = None) -> None:
     service.remove_controller(service.named(subsystem), cntlid)
 
 
-FUNCTIONS: Functions = {"controller.list": list_them, "controller.add": add, "controller.remove": remove}
+def set_access(served: Served, cntlid: Cntlid, group: Group, access: Access) -> None:
+    """Set how a controller can access a group of namespaces (ANA); its host is told."""
+    served.subsystem.set_ana(cntlid, group, AnaState[access.upper()])
+
+
+FUNCTIONS: Functions = {
+    "controller.list": list_them,
+    "controller.add": add,
+    "controller.remove": remove,
+    "ana.set": set_access,
+}

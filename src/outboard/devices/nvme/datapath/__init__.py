@@ -7,6 +7,8 @@
 `decode`        which lane a command takes
 `walk`          PRPs and SGLs to runs of memory
 `execute`       the fast lane, and the way to the slow one and back
+`beside`        namespaces in memory whose blocks have metadata
+`protect`       protection information: judged, and made; for both lanes
 `files`         file namespaces, by io_uring
 `completion`    completions and interrupts
 `workspace`     the memory of one poller, `spaces` what it knows of a namespace

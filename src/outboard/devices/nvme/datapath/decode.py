@@ -5,7 +5,9 @@ loop can reach, and flushes of those, are for the fast lane. Everything else is 
 what it is, and what is wrong with it.
 """
 
+from outboard.devices.nvme.datapath.beside import decode_beside
 from outboard.devices.nvme.datapath.records import (
+    BESIDE,
     DIVERT,
     FILE,
     FLUSH_FILE,
@@ -88,6 +90,8 @@ def decode(plane: int, sq: int, entry: int, operation: int, segments: int) -> in
         store64(operation + OP_KIND, FLUSH_FILE if kind == FILE else FLUSH_NOTHING)
         return segments
     reading = opcode == READ_OPCODE
+    if kind == BESIDE:
+        return decode_beside(plane, namespace, entry, operation, segments, psdt, reading)
     lba = load64(entry + STARTING_LBA)
     details = load64(entry + CONTROL)
     blocks = (details & 0xFFFF) + 1

@@ -6,6 +6,7 @@ first completion. What is not for the fast lane, and what fails in it, goes
 to Python as it came: a copy of its 64 bytes in the slow ring. Its completion comes back by another ring.
 """
 
+from outboard.devices.nvme.datapath.beside import carry_out
 from outboard.devices.nvme.datapath.completion import count, post, room
 from outboard.devices.nvme.datapath.decode import decode
 from outboard.devices.nvme.datapath.files import begin
@@ -37,6 +38,7 @@ from outboard.devices.nvme.datapath.records import (
     PL_SEGMENTS,
     PL_SLOW,
     PL_WRITES,
+    READ_BESIDE,
     READ_MEMORY,
     READ_NOTHING,
     SEGMENT,
@@ -49,6 +51,7 @@ from outboard.devices.nvme.datapath.records import (
     SQ_HEAD,
     SQ_SIZE,
     SQ_TAIL,
+    WRITE_BESIDE,
     WRITE_MEMORY,
     WRITE_NOTHING,
 )
@@ -107,7 +110,7 @@ def serve_queue(control: int, plane: int, sq: int, limit: int) -> int:
                 decoded += 1
         ahead = source(plane, operation + OP_RECORD) if taken + 1 < wanted else 0
         kind = load64(operation + OP_KIND)
-        if streamed == ANNOUNCED_TOGETHER or (streamed > 0 and kind != WRITE_MEMORY):
+        if streamed == ANNOUNCED_TOGETHER or (streamed > 0 and kind != WRITE_MEMORY and kind != WRITE_BESIDE):
             announce(sq, operations, head, taken, streamed)
             streamed = 0
         if kind == WRITE_MEMORY:
@@ -117,9 +120,17 @@ def serve_queue(control: int, plane: int, sq: int, limit: int) -> int:
             if kind == READ_MEMORY:
                 read_memory(plane, operation, ahead)
             post(sq, following(head, taken, size), load64(operation + OP_CID), 0, 0)
+        elif kind > DIVERT and carry_out(plane, operation, ahead) != 0:
+            if kind == WRITE_BESIDE:
+                streamed += 1
+            else:
+                post(sq, following(head, taken, size), load64(operation + OP_CID), 0, 0)
         else:
+            if streamed > 0:
+                announce(sq, operations, head, taken, streamed)
+                streamed = 0
             entry = entries + taken * SQE_SIZE
-            if kind == DIVERT:
+            if kind >= DIVERT:
                 begun = divert(control, plane, sq, entry)
             else:
                 begun = begin(plane, sq, operation, entry)
@@ -183,9 +194,9 @@ def source(plane: int, operation: int) -> int:
     kind = load64(operation + OP_KIND)
     if kind == READ_MEMORY:
         return load64(operation + OP_DISK)
-    if kind == WRITE_MEMORY:
+    if kind in (WRITE_MEMORY, WRITE_BESIDE):
         return load64(first_segment(plane, operation) + SEGMENT_HOST)
-    return 0
+    return load64(operation + OP_DISK) if kind == READ_BESIDE else 0
 
 
 @jitable

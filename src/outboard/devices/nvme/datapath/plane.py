@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
+from outboard.devices.nvme import protection
 from outboard.devices.nvme.datapath.loop import IDLE, serve
 from outboard.devices.nvme.datapath.records import (
     BY_PYTHON,
@@ -244,6 +245,8 @@ class DataPlane:
             files = all(workspace.uring for workspace in self.workspaces)
             self._namespaces.bytes[:] = bytes(self._namespaces.size)
             for nsid, space in self._spaces.items():
+                if space.protection:
+                    protection.prepare()
                 record = Record(self._namespaces, (nsid - 1) * NS_RECORD)
                 slow = self._slow_opcodes(space)
                 describe(record, space, slow=slow, durable=durable, files=files)

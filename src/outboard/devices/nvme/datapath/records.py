@@ -40,10 +40,14 @@ NS_KIND, NS_SHIFT, NS_BLOCKS, NS_ADDRESS, NS_FD, NS_ALIGNMENT, NS_DURABLE, NS_SL
 its descriptor and what that wants offsets, sizes and addresses to be multiples of, whether each write
 has to be durable before it completes, and the opcodes, as bits, that are for Python all the same."""
 
-NS_RECORD = 64
+NS_METADATA, NS_METADATA_AT, NS_EXTENDED, NS_TYPE, NS_TUPLE_AT, NS_TUPLE_SIZE = offsets(6, start=64)
+"""Bytes of metadata a block, our address of that of block 0, and whether the host has it behind each block;
+the type of protection information (0: none), where in the metadata it begins, and its bytes."""
 
-BY_SLOW_LANE, NOTHING, MEMORY, FILE = range(4)
-"""Kinds of namespaces."""
+NS_RECORD = 128
+
+BY_SLOW_LANE, NOTHING, MEMORY, FILE, BESIDE = range(5)
+"""Kinds of namespaces. BESIDE: memory, with metadata beside the blocks."""
 
 PL_TABLE, PL_NAMESPACES, PL_NAMESPACE_COUNT, PL_MDTS = offsets(4)
 """Poller: the translation table, the namespaces, how many, and the largest transfer in bytes."""
@@ -58,6 +62,9 @@ PL_SLOW, PL_BACK, PL_URING, PL_URING_FD = offsets(4, start=88)
 PL_OPERATIONS, PL_SEGMENTS, PL_SEGMENT_COUNT, PL_SLOTS, PL_FREE, PL_VECTOR = offsets(6, start=120)
 """Scratch: commands of a batch, their segments and how many fit, commands in flight below, the first that
 is free (0: none), and how many segments one of them may have."""
+
+PL_STAGED, PL_STAGED_METADATA = offsets(2, start=224)
+"""Scratch: the blocks of one command with metadata, and that."""
 
 PL_INLINE, PL_POLLED, PL_SPIN, PL_NAP, PL_LONGEST_NAP, PL_DOZE, PL_GRACE = offsets(7, start=168)
 """Whether it runs in Python's thread and has to return, whether nobody rings, so that it may only nap; the
@@ -83,10 +90,15 @@ OP_KIND, OP_CID, OP_DISK, OP_LENGTH, OP_SEGMENT, OP_SEGMENT_COUNT, OP_FD, OP_FLA
 """A command of the batch, decoded: what to do, its identifier, where on the disk (an address, or an offset),
 its bytes, its first segment and how many, its descriptor and flags."""
 
-OP_RECORD = 64
+OP_SPACE, OP_LBA, OP_BLOCKS, OP_METADATA, OP_CARRIED, OP_CHECKS, OP_TAGS, OP_REFERENCE = offsets(8, start=64)
+"""The same with metadata: the namespace's record, the first block and how many; our address of the host's
+buffer of metadata (0: it has none of its own), bytes of metadata that go with each block; what to do with
+protection information (PRINFO), dword 15, and the reference tag of the first block."""
+
+OP_RECORD = 128
 
 FLUSH_NOTHING, READ_NOTHING, WRITE_NOTHING, READ_MEMORY, WRITE_MEMORY = range(5)
-FLUSH_FILE, READ_FILE, WRITE_FILE, DIVERT = range(5, 9)
+FLUSH_FILE, READ_FILE, WRITE_FILE, DIVERT, READ_BESIDE, WRITE_BESIDE = range(5, 11)
 """What to do with a command. Those of the first row are complete when they are carried out."""
 
 BATCH = 64

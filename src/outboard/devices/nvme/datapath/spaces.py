@@ -1,6 +1,7 @@
 """What the loop knows of a namespace: its blocks, and what behind them it can reach without Python."""
 
 from outboard.devices.nvme.datapath.records import (
+    BESIDE,
     BY_SLOW_LANE,
     FILE,
     MEMORY,
@@ -9,12 +10,19 @@ from outboard.devices.nvme.datapath.records import (
     NS_ALIGNMENT,
     NS_BLOCKS,
     NS_DURABLE,
+    NS_EXTENDED,
     NS_FD,
     NS_KIND,
+    NS_METADATA,
+    NS_METADATA_AT,
     NS_SHIFT,
     NS_SLOW,
+    NS_TUPLE_AT,
+    NS_TUPLE_SIZE,
+    NS_TYPE,
 )
 from outboard.devices.nvme.namespace import Namespace
+from outboard.native.memory import CACHE_LINE
 from outboard.native.words import Record
 from outboard.storage.fast import Descriptor, Memory, Nothing, fast_of
 
@@ -25,13 +33,15 @@ def describe(record: Record, space: Namespace, *, slow: int, durable: bool, file
     ``slow``: the opcodes, as bits, that only Python may execute. ``durable``: every write has to be before it
     completes. ``files``: there is io_uring for those.
     """
-    record[NS_SHIFT], record[NS_BLOCKS] = space.block_size.bit_length() - 1, space.blocks
+    describe_blocks(record, space)
     record[NS_ADDRESS], record[NS_ALIGNMENT] = 0, 1
     record[NS_DURABLE], record[NS_SLOW] = int(durable), slow
-    if space.metadata:
-        record[NS_KIND] = BY_SLOW_LANE
-        return
     match fast_of(space.storage):
+        case Memory(address=address) if space.metadata and address % CACHE_LINE == 0:
+            record[NS_KIND], record[NS_ADDRESS] = BESIDE, address
+            record[NS_METADATA_AT] = address + space.metadata_offset
+        case _ if space.metadata:
+            record[NS_KIND] = BY_SLOW_LANE
         case Nothing():
             record[NS_KIND] = NOTHING
         case Memory(address=address):
@@ -41,3 +51,11 @@ def describe(record: Record, space: Namespace, *, slow: int, durable: bool, file
             record[NS_KIND], record[NS_FD], record[NS_ALIGNMENT] = FILE, fd, alignment
         case _:
             record[NS_KIND] = BY_SLOW_LANE
+
+
+def describe_blocks(record: Record, space: Namespace) -> None:
+    """Fill in what of the record of a namespace is about its blocks, their metadata and its protection."""
+    record[NS_SHIFT], record[NS_BLOCKS] = space.block_size.bit_length() - 1, space.blocks
+    record[NS_METADATA], record[NS_EXTENDED] = space.metadata, int(space.extended)
+    record[NS_TYPE] = space.protection.type if space.protection else 0
+    record[NS_TUPLE_AT], record[NS_TUPLE_SIZE] = space.protection_span

@@ -35,6 +35,8 @@ from outboard.devices.nvme.datapath.records import (
     PL_SEGMENTS,
     PL_SLOTS,
     PL_SLOW,
+    PL_STAGED,
+    PL_STAGED_METADATA,
     PL_TABLE,
     PL_URING,
     PL_URING_FD,
@@ -53,6 +55,7 @@ from outboard.devices.nvme.datapath.records import (
     WATCH_RECORD,
     WATCH_SEEN,
 )
+from outboard.devices.nvme.namespace import FORMATS
 from outboard.devices.nvme.spec import PAGE
 from outboard.errors import SetupError
 from outboard.native import uring
@@ -96,6 +99,8 @@ class Workspace:
         self._operations = Block(BATCH * OP_RECORD)
         segments = mdts // PAGE + 1
         self._segments = Block(BATCH * segments * SEGMENT)
+        self._staged = Block(mdts)
+        self._staged_metadata = Block(max(mdts // each.block_size * each.metadata for each in FORMATS))
         self._slow = Ring(2 * IN_FLIGHT, SLOW_RECORD)
         self._back = Ring(2 * IN_FLIGHT, BACK_RECORD)
         self._late: deque[tuple[int, int, int, int]] = deque()
@@ -110,6 +115,8 @@ class Workspace:
             (PL_OPERATIONS, self._operations.address),
             (PL_SEGMENTS, self._segments.address),
             (PL_SEGMENT_COUNT, BATCH * segments),
+            (PL_STAGED, self._staged.address),
+            (PL_STAGED_METADATA, self._staged_metadata.address),
             (PL_SLOW, self._slow.address),
             (PL_BACK, self._back.address),
         ):
