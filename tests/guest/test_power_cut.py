@@ -49,10 +49,10 @@ files() { # NAME: numbered files, each durable before it is acknowledged
         echo $n >/tmp/last.$1
     done
 }
-rows() { # the same with rows
+rows() { # the same with rows; the last one may have been stored and not acknowledged
     n=$(cat /tmp/last.sqlite)
     while n=$((n + 1)); do
-        echo "INSERT INTO t VALUES ($n, $n * 7, randomblob($n % 9 * 300)); SELECT $n;" || exit
+        echo "INSERT OR REPLACE INTO t VALUES ($n, $n * 7, randomblob($n % 9 * 300)); SELECT $n;" || exit
     done | sqlite3 -bail -init /tmp/pragmas /m/sqlite/db >/tmp/rows
 }
 begin() { # MODE: of SQLite's journal
@@ -159,7 +159,9 @@ def test_what_was_flushed_survives_power_cuts_at_random_moments(rig: Rig, cuts: 
     for number in range(cuts):
         lost = rig.cut(chance)
         assert lost == [], f"cut {number} lost: " + "; ".join(lost)
-    assert all(last > cuts for last in rig.acknowledged().values()), "somebody was not at work"
+    last = rig.acknowledged().values()
+    assert len(last) == 3
+    assert min(last) > max(cuts, max(last) / 5), f"somebody was not at work: {rig.acknowledged()}"
     rig.run("detach")
 
 

@@ -6,6 +6,7 @@
 `FileStorage`           a file or block device (`open_file`); `DirectStorage` past the page cache
 `RamStorage`            memory
 `NullStorage`           nothing
+`Resizable`             what a storage has whose size can be changed
 `VolatileStorage`       a filter: a write cache, whose unflushed content a power cut loses
 `fast_of`               what compiled code can do by itself: `Nothing`, `Memory`, `Descriptor`, or None
 `layers`                a storage and what is below it
@@ -14,7 +15,7 @@
 ======================  ==================================================================
 """
 
-from outboard.storage.base import Data, Storage, layers, persist
+from outboard.storage.base import Data, Resizable, Storage, layers, persist
 from outboard.storage.direct import DirectStorage
 from outboard.storage.fast import Descriptor, Fast, Memory, Nothing, fast_of
 from outboard.storage.file import FileStorage
@@ -36,6 +37,7 @@ __all__ = [
     "Nothing",
     "NullStorage",
     "RamStorage",
+    "Resizable",
     "Storage",
     "VolatileStorage",
     "fast_of",

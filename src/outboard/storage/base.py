@@ -1,7 +1,7 @@
 """What a disk is to a controller: a run of bytes that can be read, written, flushed and discarded."""
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from outboard.errors import StorageError
 
@@ -44,6 +44,17 @@ class Storage(Protocol):
 
     def close(self) -> None:
         """Let go of what is below. Closing twice is harmless."""
+
+
+@runtime_checkable
+class Resizable(Protocol):
+    """What a `Storage` has whose size can be changed."""
+
+    def resize(self, size: int) -> None:
+        """Have ``size`` bytes from now on; what is new reads as zeros. Raises `StorageError`.
+
+        Nobody else calls a method meanwhile, and compiled code has let go: ``fast`` may be another one.
+        """
 
 
 def check_range(storage: Storage, offset: int, size: int) -> None:

@@ -7,6 +7,7 @@ go through a buffer that is, and read what surrounds a write that is not.
 import ctypes
 import mmap
 import struct
+import threading
 
 from outboard.errors import StorageError
 from outboard.storage.base import Data, check_range
@@ -35,12 +36,9 @@ class DirectStorage(FileStorage):
         self.alignment = alignment_of(fd)
         if self.alignment == 0:
             raise no_direct_access(name)
-        if size % self.alignment:
-            raise StorageError(
-                f"direct=on needs a size that is a multiple of {self.alignment}, and {name} has {size} "
-                f"bytes: truncate -s %{self.alignment} {name} makes it longer"
-            )
+        self._check_size(size)
         self._aligned = memoryview(mmap.mmap(-1, AT_ONCE))
+        self._alone = threading.Lock()
 
     @property
     def fast(self) -> Descriptor | None:
@@ -54,8 +52,9 @@ class DirectStorage(FileStorage):
         done = 0
         while done < size:
             start, skipped, count, span = self._window(offset + done, size - done)
-            super().readinto(start, self._aligned[:span])
-            buffer[done : done + count] = self._aligned[skipped : skipped + count]
+            with self._alone:
+                super().readinto(start, self._aligned[:span])
+                buffer[done : done + count] = self._aligned[skipped : skipped + count]
             done += count
 
     def write(self, offset: int, data: Data) -> None:
@@ -65,11 +64,24 @@ class DirectStorage(FileStorage):
         done = 0
         while done < size:
             start, skipped, count, span = self._window(offset + done, size - done)
-            if count < span:
-                super().readinto(start, self._aligned[:span])
-            self._aligned[skipped : skipped + count] = memoryview(data)[done : done + count]
-            super().write(start, self._aligned[:span])
+            with self._alone:
+                if count < span:
+                    super().readinto(start, self._aligned[:span])
+                self._aligned[skipped : skipped + count] = memoryview(data)[done : done + count]
+                super().write(start, self._aligned[:span])
             done += count
+
+    def resize(self, size: int) -> None:
+        """As `FileStorage`'s; the size has to be aligned, too."""
+        self._check_size(size)
+        super().resize(size)
+
+    def _check_size(self, size: int) -> None:
+        if size % self.alignment:
+            raise StorageError(
+                f"direct=on needs a size that is a multiple of {self.alignment}, and {self.name} has {size} "
+                f"bytes: truncate -s %{self.alignment} {self.name} makes it longer"
+            )
 
     def _window(self, offset: int, size: int) -> tuple[int, int, int, int]:
         """The aligned window over ``offset``: its start, how far into it, how many bytes of it, its size."""

@@ -100,6 +100,17 @@ class FileStorage:
         for start in range(offset, offset + size, ZEROES_AT_ONCE):
             self.write(start, memoryview(zeros)[: offset + size - start])
 
+    def resize(self, size: int) -> None:
+        """Make the file longer or shorter; of a block device, use so much. Raises `StorageError`."""
+        try:
+            if stat.S_ISREG(os.fstat(self.fd).st_mode):
+                os.ftruncate(self.fd, size)
+            elif os.lseek(self.fd, 0, os.SEEK_END) < size:
+                raise StorageError(f"{self.name} has less than {size} bytes: make the device larger first")
+        except (OSError, OverflowError) as error:
+            raise StorageError(f"cannot give {self.name} {size} bytes: {error}") from error
+        self.size = size
+
     def close(self) -> None:
         """Close the descriptor. What was not flushed is the kernel's to write, as always."""
         if not self._closed:

@@ -81,6 +81,24 @@ class RamStorage:
         """Zero the range; its memory is given back where that does not break a huge page."""
         self._zero(offset, size, HUGE_PAGE)
 
+    def resize(self, size: int) -> None:
+        """Have ``size`` bytes of memory, perhaps elsewhere. Raises `StorageError`."""
+        if size < self.size:
+            # The rest of the last page stays, and would be seen again.
+            page_end = min(self.size, -(-size // mmap.PAGESIZE) * mmap.PAGESIZE)
+            fill(self._fast.address + size, 0, page_end - size)
+        try:
+            self._memory.resize(size)
+        except (OSError, OverflowError, ValueError, BufferError) as error:
+            raise StorageError(
+                f"cannot give {self.name} {size} bytes: {error}", errno=errno.ENOMEM
+            ) from error
+        with suppress(OSError):
+            self._memory.madvise(mmap.MADV_HUGEPAGE)
+        self.size = size
+        self.name = f"ram:{format_size(size)}"
+        self._fast = Memory(address_of(self._memory), size)
+
     def close(self) -> None:
         """Give all memory back. Compiled code must have let go of it."""
         self._memory.close()

@@ -22,7 +22,7 @@ def abort(driver: Driver, sqid: int, cid: int) -> Command:
 
 
 @pytest.mark.point("A01")
-@pytest.mark.parametrize("opcode", [0x03, 0x0D, 0x10, 0x14, 0x80, 0xC0, 0xFF])
+@pytest.mark.parametrize("opcode", [0x03, 0x0B, 0x13, 0x1C, 0x7D, 0xC0, 0xFF])
 def test_an_unknown_opcode_is_invalid(driver: Driver, opcode: int) -> None:
     completion = driver.admin.execute(Command(opcode))
     assert ended(completion) == Status.INVALID_OPCODE

@@ -19,6 +19,7 @@ from tests.devices.nvme.driver import Driver, do_not_retry, ended
 OVER, UNDER = 0, 1 << 20
 
 NOT_SAVEABLE = {
+    FeatureId.NAMESPACE_WRITE_PROTECTION,
     FeatureId.NUMBER_OF_QUEUES,
     FeatureId.TIMESTAMP,
     FeatureId.KEEP_ALIVE_TIMER,
@@ -41,6 +42,7 @@ OF_NAMESPACES = {
     FeatureId.ERROR_RECOVERY,
     FeatureId.RESERVATION_NOTIFICATION_MASK,
     FeatureId.RESERVATION_PERSISTENCE,
+    FeatureId.NAMESPACE_WRITE_PROTECTION,
 }
 
 
@@ -69,7 +71,7 @@ def test_every_feature_can_be_got_in_every_way(driver: Driver, fid: FeatureId, s
         (FeatureId.INTERRUPT_VECTOR_CONFIGURATION, 1 << 16, 1 << 16),
         (FeatureId.WRITE_ATOMICITY, 1, 1),
         (FeatureId.ASYNC_EVENT_CONFIGURATION, 0x11F, 0x11F),
-        (FeatureId.ASYNC_EVENT_CONFIGURATION, 0xFFFF_FFFF, 0x800_0DFF),
+        (FeatureId.ASYNC_EVENT_CONFIGURATION, 0xFFFF_FFFF, 0x800_0FFF),
         (FeatureId.AUTONOMOUS_POWER_STATES, 1, 1),
         (FeatureId.KEEP_ALIVE_TIMER, 10000, 10000),
         (FeatureId.HOST_THERMAL_MANAGEMENT, 345 << 16 | 350, 345 << 16 | 350),

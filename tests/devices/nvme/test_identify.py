@@ -35,7 +35,9 @@ def test_the_controller_says_what_drivers_look_at(driver: Driver) -> None:
     assert (data["acl"], data["aerl"], data["elpe"]) == (3, 3, 63)
     assert data["vwc"] == 7
     assert data["oncs"] == 0b1_1111_1111
-    assert (data["oacs"], data["fuses"]) == (1 << 8 | 1 << 5, 1), "doorbell buffers, directives; fused pairs"
+    assert (data["oacs"], data["fuses"]) == (0x13F, 1), (
+        "doorbell buffers, directives, management; fused pairs"
+    )
     assert data["sgls"] == 0xF_0002, (
         "whole dwords, bit buckets, lists longer than the data; metadata anywhere"
     )
@@ -141,10 +143,23 @@ def test_what_does_not_fill_a_block_is_left_out(make_bench: MakeBench) -> None:
 
 
 @pytest.mark.point("I01")
-@pytest.mark.parametrize("nsid", [0, 33, BROADCAST - 1, BROADCAST])
 @pytest.mark.parametrize(
-    "cns",
-    [Cns.NAMESPACE, Cns.NAMESPACE_DESCRIPTORS, Cns.CSI_NAMESPACE, Cns.CSI_INDEPENDENT_NAMESPACE],
+    ("cns", "nsid"),
+    [
+        (cns, nsid)
+        for cns in (
+            Cns.NAMESPACE,
+            Cns.NAMESPACE_DESCRIPTORS,
+            Cns.CSI_NAMESPACE,
+            Cns.CSI_INDEPENDENT_NAMESPACE,
+            Cns.ALLOCATED_NAMESPACE,
+            Cns.CSI_ALLOCATED_NAMESPACE,
+            Cns.NAMESPACE_CONTROLLERS,
+        )
+        for nsid in (0, 33, BROADCAST - 1, BROADCAST)
+        # What all namespaces have in common has a structure of its own.
+        if (cns, nsid) != (Cns.NAMESPACE, BROADCAST)
+    ],
 )
 def test_a_namespace_that_is_not_there_is_an_invalid_namespace(driver: Driver, cns: Cns, nsid: int) -> None:
     completion = driver.identify(cns, nsid)
@@ -159,7 +174,15 @@ def test_a_namespace_that_could_be_and_is_not_is_all_zeros(driver: Driver) -> No
 
 
 @pytest.mark.point("I01", "I03")
-@pytest.mark.parametrize("cns", [Cns.ACTIVE_NAMESPACES, Cns.CSI_ACTIVE_NAMESPACES])
+@pytest.mark.parametrize(
+    "cns",
+    [
+        Cns.ACTIVE_NAMESPACES,
+        Cns.CSI_ACTIVE_NAMESPACES,
+        Cns.ALLOCATED_NAMESPACES,
+        Cns.CSI_ALLOCATED_NAMESPACES,
+    ],
+)
 @pytest.mark.parametrize(("after", "found"), [(0, (1, 2)), (1, (2,)), (2, ()), (BROADCAST - 2, ())])
 def test_the_list_of_namespaces_begins_after_the_given_one(
     driver: Driver, cns: Cns, after: int, found: tuple[int, ...]

@@ -5,6 +5,7 @@
 `Namespace`               a storage with a block size, where 512 bytes will not do, or with metadata
 `Protection`              what of the metadata is protection information
 `Subsystem`               namespaces that several controllers share
+`RamPool`, `FolderPool`   where namespaces come from that a host creates
 `PlacementLayout`         what lets hosts say which data belongs together
 `AnaState`                how a controller can access a group of them
 `ZoneLayout`              what makes a namespace a zoned one; `ZoneState`: what its zones are in
@@ -18,18 +19,19 @@ From the registers down: `function` (PCI, interrupts, resets), `attended`, `regi
 is known of one), `metadata`, `protection`, `identify`, `features`, `logs`, `queue_commands`, `admission`
 (what may be in a command's way), what there is to tell a host (`events`, `vitals`, `health`, `error_log`,
 `telemetry`, `persistent_events`, `power`, `feature_values`), then `state`, `subsystem` and `namespace`,
-`store`, `queues`, `transfer`, `runs`, `prp`, `sgl`, `work`, `workers`, `monitor`, and at the bottom `spec`,
-`status`, `command`, `layouts`. Zones: `zones` (the states), `zone`, `zone_layout`, `zone_commands`, and how
-they are kept and told of, `zone_table`, `zone_storage`, `zone_events`, `zone_identify`. Data placement:
-`placement`, `reclaim`, `placement_commands`, `placement_reports`. What goes wrong on purpose is said by
-`faults`, kept by `injection` and done by `strikes` and `altered`. `datapath` is the compiled part: it serves
-the I/O queues.
+`management` (what is done with those), `store`, `queues`, `transfer`, `runs`, `prp`, `sgl`, `work`,
+`workers`, `monitor`, and at the bottom `spec`, `status`, `command`, `layouts`. Zones: `zones` (the states),
+`zone`, `zone_layout`, `zone_commands`, and how they are kept and told of, `zone_table`, `zone_storage`,
+`zone_events`, `zone_identify`. Data placement: `placement`, `reclaim`, `placement_commands`,
+`placement_reports`. What goes wrong on purpose is said by `faults`, kept by `injection` and done by `strikes`
+and `altered`. `datapath` is the compiled part: it serves the I/O queues.
 """
 
 from outboard.devices.nvme.ana import AnaState
 from outboard.devices.nvme.datapath.tuning import Tuning
 from outboard.devices.nvme.faults import Fault
 from outboard.devices.nvme.function import Doorbells, Nvme
+from outboard.devices.nvme.management.pool import FolderPool, Pool, RamPool
 from outboard.devices.nvme.namespace import Namespace, Protection
 from outboard.devices.nvme.placement import PlacementLayout
 from outboard.devices.nvme.store import Store
@@ -41,10 +43,13 @@ __all__ = [
     "AnaState",
     "Doorbells",
     "Fault",
+    "FolderPool",
     "Namespace",
     "Nvme",
     "PlacementLayout",
+    "Pool",
     "Protection",
+    "RamPool",
     "Store",
     "Subsystem",
     "Tuning",

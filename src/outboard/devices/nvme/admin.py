@@ -6,6 +6,7 @@ from outboard.devices.nvme.command_set import CHANGES_CONTROLLER, AdminCommand
 from outboard.devices.nvme.features import get_features, set_features
 from outboard.devices.nvme.identify import identify
 from outboard.devices.nvme.logs import get_log_page
+from outboard.devices.nvme.management import drive_commands, firmware_commands, namespace_commands
 from outboard.devices.nvme.queue_commands import create_io_cq, create_io_sq, delete_io_cq, delete_io_sq
 from outboard.devices.nvme.spec import PAGE, AdminOpcode
 from outboard.devices.nvme.state import State
@@ -83,5 +84,8 @@ ADMIN_COMMANDS: dict[int, AdminCommand] = {
     AdminOpcode.ASYNC_EVENT_REQUEST: AdminCommand(async_event_request),
     AdminOpcode.KEEP_ALIVE: AdminCommand(keep_alive),
     AdminOpcode.DOORBELL_BUFFER_CONFIG: AdminCommand(doorbell_buffer_config, pausing=True),
+    **namespace_commands.COMMANDS,
+    **drive_commands.COMMANDS,
+    **firmware_commands.COMMANDS,
     **placement_commands.ADMIN_COMMANDS,
 }

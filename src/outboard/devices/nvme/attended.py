@@ -65,6 +65,10 @@ class Attended(InTurn, Registers):
                 self.state.plane.place()
             self.call_soon(lambda: self._pause_for(seconds))
 
+    def show_paused(self, paused: bool) -> None:
+        """Say that processing is paused, or is not, while other firmware is activated."""
+        self.processing_paused = paused
+
     def _pause_for(self, seconds: float) -> None:
         if self.controller.paused:
             self._pause = self.after(seconds, self._resume)

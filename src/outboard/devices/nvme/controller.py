@@ -91,12 +91,12 @@ class Controller:
         """Start with the admin queues at these addresses, of so many entries."""
         state, plane = self.state, self.state.plane
         vitals.check(state)
+        state.subsystem.begin_here()
         with plane.paused():
             cq = CompletionQueue(*plane.record_of_cq(0), id=0, address=acq, size=cq_size, submitters=1)
             state.completion[0] = cq
-            state.submission[0] = SubmissionQueue(
-                *plane.record_of_sq(0), id=0, address=asq, size=sq_size, cq=cq
-            )
+            record = plane.record_of_sq(0)
+            state.submission[0] = SubmissionQueue(*record, id=0, address=asq, size=sq_size, cq=cq)
             plane.configure()
             plane.place()
         self._last_served = 0
@@ -125,6 +125,7 @@ class Controller:
         with state.plane.paused():
             state.plane.frozen = True
             state.plane.place()
+        state.subsystem.background.look()
         # The first of a fused pair goes before what may be its second.
         taken = [(state.submission[qid], first.encode()) for qid, first in state.fused.items()]
         state.fused.clear()
@@ -149,14 +150,15 @@ class Controller:
         with self.state.plane.paused():
             self.state.plane.frozen = self.paused
             self.state.plane.place()
+        self.state.subsystem.begin_here()
         for cq in self.state.completion.values():
             cq.signal = cq.used > 0
 
     def start_workers(self, loop: Loop) -> None:
         """From now on storage that may block is called in threads of its own."""
         if self._workers is None:
-            self._workers = Workers(loop, self.state.subsystem.turn)
-            self.state.drain, self.state.rest = self._workers.drain, self._workers.rest
+            workers = self._workers = Workers(loop, self.state.subsystem.turn)
+            self.state.drain, self.state.rest, self.state.let_go = workers.drain, workers.rest, workers.let_go
 
     def stop_workers(self) -> None:
         """End those threads, when what they do now is done."""
@@ -391,7 +393,7 @@ class Controller:
         if admin is None:
             raise _unknown(command)
         check_admin_flags(command)
-        if command.cid in state.events.parked:
+        if command.cid in state.events.parked or command.cid in state.events.deferred:
             raise CommandFailed(
                 Status.COMMAND_ID_CONFLICT, f"command {command.cid:#x} is outstanding", location=2
             )

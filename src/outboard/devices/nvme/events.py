@@ -18,7 +18,7 @@ ZONE_NOTICES = 1 << 27
 CRITICAL_WARNINGS = 0xFF
 """The bits of it that are those of the SMART / Health page."""
 
-OFFERED_NOTICES = NAMESPACE_NOTICES | ZONE_NOTICES
+OFFERED_NOTICES = NAMESPACE_NOTICES | FIRMWARE_NOTICES | ZONE_NOTICES
 """The notices that can come, as OAES has them. It says nothing of telemetry: who has that tells of it."""
 
 
@@ -87,9 +87,9 @@ Ending = tuple[int, Status, int]
 class Events:
     """The events and the requests of one controller, which allows ``limit`` requests at a time.
 
-    ``parked`` are the requests that wait, ``waiting`` the events that do, ``endings`` the requests that end
-    without an event. ``masked`` are the types of which nothing is told, with the
-    event whose log has to be read.
+    ``parked`` are the requests that wait, ``waiting`` the events that do, ``endings`` the commands that end
+    without an event: requests, and those of ``deferred``, which wait for an operation, by its name.
+    ``masked`` are the types of which nothing is told, with the event whose log has to be read.
     """
 
     def __init__(self, limit: int) -> None:
@@ -102,6 +102,19 @@ class Events:
         self.waiting: dict[Event, None] = {}
         self.masked: dict[EventType, Event] = {}
         self.endings: deque[Ending] = deque()
+        self.deferred: dict[int, str] = {}
+
+    def defer(self, cid: int, operation: str) -> None:
+        """An admin command came that ends with an operation in the background."""
+        self.deferred[cid] = operation
+
+    def finish(self, operation: str, status: Status = Status.SUCCESS) -> bool:
+        """An operation has ended, and with it the commands that wait for it; False if none does."""
+        ended = [cid for cid, awaited in self.deferred.items() if awaited == operation]
+        for cid in ended:
+            del self.deferred[cid]
+            self.endings.append((cid, status, 0))
+        return bool(ended)
 
     def park(self, cid: int) -> None:
         """An Asynchronous Event Request came; raises `CommandFailed` if it is one too many."""

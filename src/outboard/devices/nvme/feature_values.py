@@ -55,6 +55,7 @@ PLAIN: dict[int, Plain] = {
     FeatureId.KEEP_ALIVE_TIMER: Plain(default=0, mask=0xFFFF_FFFF, saveable=False),
     FeatureId.HOST_THERMAL_MANAGEMENT: Plain(default=0, mask=0xFFFF_FFFF),
     FeatureId.COMMAND_SET_PROFILE: Plain(default=0, mask=0x1FF),
+    FeatureId.SANITIZE_CONFIGURATION: Plain(default=0, mask=1),
     FeatureId.SOFTWARE_PROGRESS_MARKER: Plain(default=0, mask=0xFF, lasting=True),
 }
 """The features of one dword. Some have several values, told apart by an index: see `Features.get`."""

@@ -13,6 +13,7 @@ from outboard.devices.nvme import ana, placement_reports, power, vitals
 from outboard.devices.nvme import reservation_features as held
 from outboard.devices.nvme.command import Command
 from outboard.devices.nvme.feature_values import BEHAVIOR_SIZE, PLAIN, TRANSITIONS_SIZE
+from outboard.devices.nvme.management import write_protection
 from outboard.devices.nvme.power import COOLEST, HOTTEST, POWER_STATES
 from outboard.devices.nvme.spec import BROADCAST, FeatureId, PersistentEvent, Select
 from outboard.devices.nvme.status import CommandFailed, Status
@@ -332,6 +333,9 @@ FEATURES: dict[int, Feature] = {
     FeatureId.TIMESTAMP: Feature(_get_timestamp, _set_timestamp),
     FeatureId.HOST_THERMAL_MANAGEMENT: Feature(_get_plain, _set_thermal_management, saveable=True),
     FeatureId.HOST_BEHAVIOR_SUPPORT: Feature(_get_behavior, _set_behavior),
+    FeatureId.NAMESPACE_WRITE_PROTECTION: Feature(
+        write_protection.get, write_protection.put, namespace_specific=True
+    ),
     FeatureId.HOST_IDENTIFIER: Feature(held.get_identifier, held.set_identifier),
     FeatureId.RESERVATION_NOTIFICATION_MASK: Feature(held.get_mask, held.set_mask, namespace_specific=True),
     FeatureId.RESERVATION_PERSISTENCE: Feature(

@@ -149,6 +149,7 @@ class Nvme(Attended):
                 self._restart,
             )
         )
+        self.state.pause = self.show_paused
         with self.turn:
             persistent_events.switched_on(self.state)
         self.state.hardware = Hardware(self._when_served, self.fail, self._vanish, self._lose_power)

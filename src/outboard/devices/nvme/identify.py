@@ -8,6 +8,9 @@ from outboard.devices.nvme.command import Command
 from outboard.devices.nvme.copying import FORMATS_OFFERED, MOST_BLOCKS, MOST_BLOCKS_OF_RANGE, MOST_RANGES
 from outboard.devices.nvme.events import ACCESS_NOTICES, OFFERED_NOTICES
 from outboard.devices.nvme.fused import FUSES
+from outboard.devices.nvme.management import sanitizing, write_protection
+from outboard.devices.nvme.management.drive_commands import FORMAT_ATTRIBUTES
+from outboard.devices.nvme.management.firmware import GRANULARITY, MOST_ACTIVATION_TIME, SLOTS
 from outboard.devices.nvme.metadata import BYTE_ALIGNED_BUFFER, SGL_FOR_METADATA
 from outboard.devices.nvme.namespace import (
     ANA_GROUPS,
@@ -25,12 +28,15 @@ from outboard.devices.nvme.sgl import BIT_BUCKETS, DWORD_ALIGNED, LONGER_THAN_DA
 from outboard.devices.nvme.spec import BROADCAST, PAGE, VERSION, AdminOpcode, Cns, Csi, IoOpcode
 from outboard.devices.nvme.state import State
 from outboard.devices.nvme.status import CommandFailed, Status
+from outboard.devices.nvme.subsystem import Subsystem
 from outboard.devices.nvme.transfer import deliver
 from outboard.devices.nvme.zone_identify import zoned_controller, zoned_namespace
 from outboard.storage.fast import Descriptor, fast_of
 
 SIZE = 4096
 LIST_LENGTH = 1024
+MOST_IN_LIST = 2047
+"""Identifiers in a list of namespaces, and in one of controllers."""
 
 _SELECT, _TIMESTAMP = 1 << 4, 1 << 6
 """Bits of ONCS. SELECT: the Select field of Get Features, and Save of Set Features, mean something."""
@@ -57,6 +63,9 @@ _OACS: dict[int, int] = {
 
 _DOORBELL_BUFFER_CONFIG = 1 << 8
 """A bit of OACS."""
+
+_PROGRESS_SUPPORTED = 1 << 7
+"""A bit of FPI."""
 
 _SEVERAL = 0b1011
 """CMIC: several ports, several controllers, asymmetric namespace access."""
@@ -115,7 +124,7 @@ def controller(state: State) -> bytes:
         ssvid=identity.subsystem_vendor_id,
         sn=_text(subsystem.serial, 20),
         mn=_text(subsystem.model, 40),
-        fr=_text(identity.firmware, 8),
+        fr=_text(subsystem.firmware.revision(identity.firmware), 8),
         rab=4,
         ieee=OUI,
         cmic=_SEVERAL if subsystem.multipath else 0,
@@ -137,14 +146,13 @@ def controller(state: State) -> bytes:
         crdt3=RETRY_DELAYS[2],
         acl=limits.aborts - 1,
         aerl=limits.event_requests - 1,
-        frmw=0b0_001_1,  # one slot, read only
+        frmw=1 | SLOTS << 1 | 1 << 4,  # the first slot is read only; activation without a reset
         lpa=_EFFECTS | _LONG_LOGS | _TELEMETRY | _PERSISTENT_EVENTS | _SUPPORTED_LOGS,
         elpe=limits.error_entries - 1,
         npss=len(power.POWER_STATES) - 1,
         apsta=1,
         wctemp=limits.warning_temperature,
         cctemp=limits.critical_temperature,
-        mtfa=100,  # in 100 ms: how long processing may pause
         kas=10,
         **(_ANA if subsystem.multipath else {}),
         hctma=1,
@@ -161,11 +169,24 @@ def controller(state: State) -> bytes:
         ocfs=FORMATS_OFFERED,
         oncs=_bits(_ONCS, state.commands.io) | _SELECT | _TIMESTAMP,
         vwc=0b111,  # there is a write cache; Flush accepts the broadcast NSID
-        tnvmcap=sum(space.storage.size for space in subsystem.namespaces.values()),
+        mtfa=MOST_ACTIVATION_TIME,
+        edstt=subsystem.self_tests.extended_minutes,
+        dsto=1,  # one self-test at a time in the subsystem
+        fwug=GRANULARITY // 4096,
+        sanicap=sanitizing.CAPABILITIES,
+        fna=FORMAT_ATTRIBUTES,
+        nwpc=write_protection.CAPABILITIES,
+        tnvmcap=_given(subsystem) + (subsystem.pool.capacity if subsystem.pool else 0),
+        unvmcap=subsystem.pool.free if subsystem.pool else 0,
         sgls=DWORD_ALIGNED | BIT_BUCKETS | LONGER_THAN_DATA | BYTE_ALIGNED_BUFFER | SGL_FOR_METADATA,
         subnqn=subsystem.nqn.encode(),
         **{f"psd{number}": each.descriptor for number, each in enumerate(power.POWER_STATES)},
     )
+
+
+def _given(subsystem: Subsystem) -> int:
+    """Bytes of namespaces that do not come from the pool."""
+    return sum(space.storage.size for space in subsystem.namespaces.values() if not space.created)
 
 
 def _bits(bits: Mapping[int, int], commands: Mapping[int, object]) -> int:
@@ -174,15 +195,48 @@ def _bits(bits: Mapping[int, int], commands: Mapping[int, object]) -> int:
 
 
 def _namespace(state: State, command: Command) -> bytes:
-    nsid = command.nsid
-    if nsid not in state.namespaces and 1 <= nsid <= state.subsystem.most_namespaces:
-        return bytes(SIZE)  # it could be, and is not active
-    return namespace(state, state.namespace(nsid))
+    if command.nsid == BROADCAST:
+        return layouts.IDENTIFY_NAMESPACE.encode(**_common_capabilities(), lbafs=_formats())
+    return _one_namespace(state, command.nsid, state.namespaces)
+
+
+def _allocated_namespace(state: State, command: Command) -> bytes:
+    return _one_namespace(state, command.nsid, state.subsystem.namespaces)
+
+
+def _one_namespace(state: State, nsid: int, among: Mapping[int, Namespace]) -> bytes:
+    if nsid in among:
+        return namespace(state, among[nsid])
+    return _absent(state, nsid)
+
+
+def _absent(state: State, nsid: int) -> bytes:
+    """Zeros for a namespace that could be, and is not active or not allocated."""
+    if 1 <= nsid <= state.subsystem.most_namespaces:
+        return bytes(SIZE)
+    raise CommandFailed(Status.INVALID_NAMESPACE, f"there is no namespace {nsid:#x}", location=4)
+
+
+def _format_namespace(state: State, command: Command) -> bytes:
+    _check_format(command)
+    return layouts.IDENTIFY_NAMESPACE.encode(**_common_capabilities(), lbafs=_formats())
+
+
+def _csi_format_namespace(state: State, command: Command) -> bytes:
+    _command_set(command)
+    _check_format(command)
+    return bytes(SIZE)
+
+
+def _check_format(command: Command) -> None:
+    index = command.cdw11 & 0xFFFF
+    if index >= len(FORMATS):
+        raise CommandFailed(Status.INVALID_FIELD, f"there is no format {index}", location=44)
 
 
 def namespace(state: State, space: Namespace) -> bytes:
     """Return the Identify Namespace structure (CNS 00h)."""
-    names = Names.derive(state.subsystem.serial, space.nsid)
+    names = Names.derive(state.subsystem.serial, space.nsid, space.created)
     page = optimal_blocks(space)
     return layouts.IDENTIFY_NAMESPACE.encode(
         nsze=space.blocks,
@@ -192,16 +246,15 @@ def namespace(state: State, space: Namespace) -> bytes:
         mssrl=MOST_BLOCKS_OF_RANGE,
         mcl=MOST_BLOCKS,
         msrc=MOST_RANGES - 1,
-        nlbaf=len(FORMATS) - 1,
         flbas=space.format | space.extended << 4,
-        mc=_SEPARATE_METADATA | _EXTENDED_BLOCKS,
-        dpc=_ALL_PROTECTION,
         dps=space.protection.dps if space.protection else 0,
         nmic=int(space.shared),
+        fpi=_PROGRESS_SUPPORTED | space.unformatted,
         anagrpid=_group(state, space),
         rescap=reservations.CAPABILITIES,
         dlfeat=_after_deallocation(space),
         nvmcap=space.blocks * (space.block_size + space.metadata),
+        nsattr=int(space.write_protection != 0),
         npwg=page - 1,
         npwa=page - 1,
         npdg=page - 1,
@@ -210,10 +263,20 @@ def namespace(state: State, space: Namespace) -> bytes:
         endgid=ENDURANCE_GROUP,
         nguid=names.nguid,
         eui64=names.eui64,
-        lbafs=b"".join(
-            struct.pack("<HBB", each.metadata, each.block_size.bit_length() - 1, _performance(each))
-            for each in FORMATS
-        ),
+        lbafs=_formats(),
+        **_common_capabilities(),
+    )
+
+
+def _common_capabilities() -> dict[str, int]:
+    """What is the same of all namespaces."""
+    return {"nlbaf": len(FORMATS) - 1, "mc": _SEPARATE_METADATA | _EXTENDED_BLOCKS, "dpc": _ALL_PROTECTION}
+
+
+def _formats() -> bytes:
+    return b"".join(
+        struct.pack("<HBB", each.metadata, each.block_size.bit_length() - 1, _performance(each))
+        for each in FORMATS
     )
 
 
@@ -260,6 +323,32 @@ def _csi_active_namespaces(state: State, command: Command) -> bytes:
     return _list_above(command.nsid, [nsid for nsid, space in state.namespaces.items() if space.csi == csi])
 
 
+def _allocated_namespaces(state: State, command: Command) -> bytes:
+    return _list_above(command.nsid, state.subsystem.namespaces)
+
+
+def _namespace_controllers(state: State, command: Command) -> bytes:
+    spaces = state.subsystem.namespaces
+    if command.nsid not in spaces:
+        return _absent(state, command.nsid)
+    return _controllers_from(command.cdw10 >> 16, spaces[command.nsid].attached)
+
+
+def _controllers(state: State, command: Command) -> bytes:
+    return _controllers_from(command.cdw10 >> 16, state.subsystem.controllers)
+
+
+def _controllers_from(first: int, cntlids: Iterable[int]) -> bytes:
+    """A controller list: those that are ``first`` or above."""
+    found = [cntlid for cntlid in sorted(cntlids) if cntlid >= first][:MOST_IN_LIST]
+    return struct.pack(f"<{1 + len(found)}H", len(found), *found).ljust(SIZE, b"\0")
+
+
+def _primary_capabilities(state: State, command: Command) -> bytes:
+    """There are no secondary controllers, so nothing is theirs."""
+    return layouts.PRIMARY_CAPABILITIES.encode(cntlid=state.identity.cntlid)
+
+
 def _list_above(after: int, nsids: Iterable[int]) -> bytes:
     if after >= BROADCAST - 1:
         raise CommandFailed(
@@ -271,7 +360,7 @@ def _list_above(after: int, nsids: Iterable[int]) -> bytes:
 
 def _descriptors(state: State, command: Command) -> bytes:
     space = state.namespace(command.nsid)
-    names = Names.derive(state.subsystem.serial, space.nsid)
+    names = Names.derive(state.subsystem.serial, space.nsid, space.created)
     found = ((_EUI64, names.eui64), (_NGUID, names.nguid), (_UUID, names.uuid), (_CSI, bytes([space.csi])))
     return b"".join(struct.pack("<BBH", kind, len(name), 0) + name for kind, name in found).ljust(SIZE, b"\0")
 
@@ -305,6 +394,8 @@ def _independent_namespace(state: State, command: Command) -> bytes:
     return layouts.IDENTIFY_INDEPENDENT_NAMESPACE.encode(
         nsfeat=_OPTIMAL_SIZES,
         nmic=int(space.shared),
+        fpi=_PROGRESS_SUPPORTED | space.unformatted,
+        nsattr=int(space.write_protection != 0),
         rescap=reservations.CAPABILITIES,
         anagrpid=_group(state, space),
         endgid=ENDURANCE_GROUP,
@@ -366,6 +457,14 @@ STRUCTURES: dict[int, Callable[[State, Command], bytes]] = {
     Cns.CSI_CONTROLLER: _csi_controller,
     Cns.CSI_ACTIVE_NAMESPACES: _csi_active_namespaces,
     Cns.CSI_INDEPENDENT_NAMESPACE: _independent_namespace,
+    Cns.FORMAT_NAMESPACE: _format_namespace,
+    Cns.CSI_FORMAT_NAMESPACE: _csi_format_namespace,
+    Cns.ALLOCATED_NAMESPACES: _allocated_namespaces,
+    Cns.ALLOCATED_NAMESPACE: _allocated_namespace,
+    Cns.NAMESPACE_CONTROLLERS: _namespace_controllers,
+    Cns.CONTROLLERS: _controllers,
+    Cns.PRIMARY_CAPABILITIES: _primary_capabilities,
+    Cns.SECONDARY_CONTROLLERS: lambda state, command: bytes(SIZE),
     Cns.UUIDS: _uuids,
     Cns.ENDURANCE_GROUPS: _endurance_groups,
     Cns.CSI_ALLOCATED_NAMESPACES: _allocated_by_set,

@@ -16,7 +16,7 @@ from outboard.devices.nvme import (
     verify,
     zone_commands,
 )
-from outboard.devices.nvme.admission import Access
+from outboard.devices.nvme.admission import MANAGEMENT, Access
 from outboard.devices.nvme.blocks import (
     BLOCK_STATES,
     FORCE_UNIT_ACCESS,
@@ -186,6 +186,7 @@ def dataset_management(state: State, command: Command) -> Work:
 CONDITIONS = (
     READ_ONLY_MEDIA,
     ana.CONDITION,
+    *MANAGEMENT,
     reservations.CONDITION,
     BLOCK_STATES,
     SERIALIZED,

@@ -172,6 +172,20 @@ IDENTIFY_NAMESPACE = Layout(
     lbafs=(128, "256s"),
 )
 
+NAMESPACE_MANAGEMENT = Layout(
+    4096,
+    nsze=(0, "Q"),
+    ncap=(8, "Q"),
+    flbas=(26, "B"),
+    dps=(29, "B"),
+    nmic=(30, "B"),
+    anagrpid=(92, "I"),
+    nvmsetid=(100, "H"),
+    endgid=(102, "H"),
+)
+
+PRIMARY_CAPABILITIES = Layout(4096, cntlid=(0, "H"), portid=(2, "H"), crt=(4, "B"))
+
 IDENTIFY_NVM_CONTROLLER = Layout(
     4096, vsl=(0, "B"), wzsl=(1, "B"), wusl=(2, "B"), dmrl=(3, "B"), dmrsl=(4, "I"), dmsl=(8, "Q")
 )
@@ -309,4 +323,31 @@ POWER_ON_EVENT = Layout(
     timestamp=(36, "8s"),
 )
 
-FIRMWARE_LOG = Layout(512, active=(0, "B"), slot1=(8, "8s"))
+FIRMWARE_LOG = Layout(512, active=(0, "B"), **{f"slot{number}": (8 * number, "8s") for number in range(1, 8)})
+
+SELF_TEST_LOG = Layout(564, operation=(0, "B"), completion=(1, "B"), results=(4, "560s"))
+
+SELF_TEST_RESULT = Layout(
+    28,
+    status=(0, "B"),
+    segment=(1, "B"),
+    valid=(2, "B"),
+    power_on_hours=(4, "Q"),
+    nsid=(12, "I"),
+    failing_lba=(16, "Q"),
+    status_code_type=(24, "B"),
+    status_code=(25, "B"),
+)
+
+SANITIZE_LOG = Layout(
+    512,
+    sprog=(0, "H"),
+    sstat=(2, "H"),
+    scdw10=(4, "I"),
+    overwrite_time=(8, "I"),
+    block_erase_time=(12, "I"),
+    crypto_erase_time=(16, "I"),
+    overwrite_time_kept=(20, "I"),
+    block_erase_time_kept=(24, "I"),
+    crypto_erase_time_kept=(28, "I"),
+)

@@ -93,7 +93,7 @@ def _health(state: "State", command: Command) -> bytes:
 
 
 def _firmware(state: "State", command: Command) -> bytes:
-    return layouts.FIRMWARE_LOG.encode(active=1, slot1=state.identity.firmware.encode().ljust(8))
+    return state.subsystem.firmware.log(state.identity.firmware)
 
 
 def _changed_namespaces(state: "State", command: Command) -> bytes:
@@ -172,6 +172,8 @@ LOG_PAGES: dict[int, LogPage] = {
     LogId.FIRMWARE_SLOT: _firmware,
     LogId.CHANGED_NAMESPACES: _changed_namespaces,
     LogId.COMMANDS_EFFECTS: _effects,
+    LogId.SELF_TEST: lambda state, command: state.subsystem.self_tests.log(state.identity.cntlid),
+    LogId.SANITIZE_STATUS: lambda state, command: state.subsystem.sanitizing.log(),
     **placement_reports.LOG_PAGES,
     LogId.NAMESPACE_ACCESS: ana.log,
     LogId.RESERVATION_NOTIFICATION: reservation_log.log,

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 
 from outboard.devices.nvme.extents import Extents
 from outboard.devices.nvme.reservation import Reservation
-from outboard.devices.nvme.spec import Csi
+from outboard.devices.nvme.spec import Csi, WriteProtection
+from outboard.devices.nvme.status import Status
 from outboard.devices.nvme.zone_layout import ZoneLayout
 from outboard.devices.nvme.zone_storage import ZonedStorage, keeps_nothing
 from outboard.devices.nvme.zones import Zones
@@ -127,6 +128,11 @@ class Namespace:
     alike by a controller. ``attached`` are the controllers that have it, by their identifiers; ``nsid`` is
     given by the subsystem. ``format`` is the number of the LBA format, as in `FORMATS`.
 
+    ``barred`` is the status that every I/O command ends with for now: it is being formatted, of which
+    ``unformatted`` percent remain, or the drive is sanitized. ``erased``: nothing was written since that.
+    ``created`` numbers those that a host created; 0 are the others. Whoever changes these has the data planes
+    look again.
+
     With ``zoned`` its blocks are in `zones`, and it is of the zoned command set. ``placement_handles`` are
     the reclaim unit handles by which a host may place data in it, of a subsystem that has such.
 
@@ -152,6 +158,11 @@ class Namespace:
     attached: set[int] = field(default_factory=set, init=False)
     blocks: int = field(default=0, init=False)
     format: int = field(default=0, init=False)
+    barred: Status | None = field(default=None, init=False)
+    unformatted: int = field(default=0, init=False)
+    erased: bool = field(default=False, init=False)
+    created: int = field(default=0, init=False)
+    write_protection: int = field(default=WriteProtection.NONE, init=False)
     uncorrectable: Extents = field(default_factory=Extents, init=False)
     deallocated: Extents | None = field(default=None, init=False)
     reservation: Reservation = field(default_factory=Reservation, init=False)
@@ -218,7 +229,7 @@ class Namespace:
             self._divide(Zones(self.zoned.in_blocks(wanted.block_size), blocks))
         self.format, self.block_size, self.metadata = number, wanted.block_size, wanted.metadata
         self.extended, self.protection = extended and wanted.metadata > 0, protection
-        self._measure()
+        self.measure()
 
     def _divide(self, zones: Zones) -> None:
         self.csi, self.zones = Csi.ZONED, zones
@@ -246,13 +257,28 @@ class Namespace:
 
         return changed if self.serialized else change
 
-    def measure(self) -> None:
-        """See how many blocks the storage has; with metadata, which lies behind them, as many as before."""
-        if self.metadata == 0:
-            self._measure()
+    def was_erased(self, *, deallocated: bool = True) -> None:
+        """Nothing is left of any block, so nothing is remembered of one: zeros, or a pattern that is kept."""
+        self.uncorrectable.clear()
+        if self.deallocated is not None:
+            self.deallocated = Extents([(0, self.blocks)] if deallocated else [])
+        if self.zones is not None:
+            self.zones.clear()
+            for zone in self.zones.zones:
+                self.zones.mark_stale(zone, not deallocated)
 
-    def _measure(self) -> None:
-        self.blocks = self.storage.size // (self.block_size + self.metadata)
+    @property
+    def lasting_protection(self) -> int:
+        """The write protection that is left after a power cycle."""
+        until_power_cycle = self.write_protection == WriteProtection.UNTIL_POWER_CYCLE
+        return WriteProtection.NONE if until_power_cycle else self.write_protection
+
+    def measure(self, size: int | None = None) -> None:
+        """See how many blocks the storage has, or how many its first ``size`` bytes have.
+
+        Metadata, which lies behind the blocks, is the caller's to move.
+        """
+        self.blocks = (self.storage.size if size is None else size) // (self.block_size + self.metadata)
         if self.zones is not None:
             self.zones.measure(self.blocks)
             self.blocks = self.zones.blocks
@@ -298,13 +324,17 @@ class Names:
     uuid: bytes
 
     @classmethod
-    def derive(cls, serial: str, nsid: int) -> "Names":
-        """Return the names of namespace ``nsid`` of the subsystem with this serial number."""
-        digest = hashlib.sha256(f"outboard/{serial}/{nsid}".encode()).digest()
+    def derive(cls, serial: str, nsid: int, created: int = 0) -> "Names":
+        """Return the names of namespace ``nsid`` of the subsystem with this serial number.
+
+        ``created`` tells those apart that a host created, and deleted, under the same identifier.
+        """
+        words = (serial, nsid, created) if created else (serial, nsid)
+        digest = hashlib.sha256("/".join(["outboard", *map(str, words)]).encode()).digest()
         # A locally administered, individual identifier: no manufacturer's range is used.
         local = bytes([digest[0] & 0xFC | 0x02])
         return cls(
             eui64=local + digest[1:8],
             nguid=digest[8:16] + local + digest[17:24],
-            uuid=derived_uuid(serial, nsid).bytes,
+            uuid=derived_uuid(*words).bytes,
         )

@@ -16,7 +16,7 @@ from outboard.devices.nvme.events import Event
 from outboard.devices.nvme.namespace import Namespace
 from outboard.devices.nvme.queues import CompletionQueue, SubmissionQueue
 from outboard.devices.nvme.reservation import Reservation
-from outboard.devices.nvme.spec import EventType, LogId
+from outboard.devices.nvme.spec import EventType, LogId, WriteProtection
 from outboard.devices.nvme.state import State
 from outboard.devices.nvme.status import Status
 from outboard.devices.nvme.vitals import Vitals
@@ -28,10 +28,15 @@ Saved = dict[str, Any]
 
 
 def save(state: State) -> Saved:
-    """Everything ``state`` remembers. Only while the controller is frozen."""
+    """Everything ``state`` remembers. Only while the controller is frozen.
+
+    Operations in the background stand still from now on, until a controller goes on here.
+    """
+    state.subsystem.away = True
     return {
         "identity": _identity(state),
         "subsystem": state.subsystem.store.document,
+        "write_protection": {str(nsid): space.write_protection for nsid, space in state.namespaces.items()},
         "granted": state.granted,
         "entry_sizes_set": state.entry_sizes_set,
         "completion": [_save_cq(cq) for cq in state.completion.values()],
@@ -67,7 +72,9 @@ def restore(state: State, saved: Mapping[str, Any]) -> None:
             f"the state is that of {saved['identity']}, this is {_identity(state)}: start the destination"
             " with the same serial number, the same namespaces, and the controllers in the same order"
         )
-    state.subsystem.store.document = saved["subsystem"]
+    state.subsystem.become(saved["subsystem"])
+    for nsid, protection in saved["write_protection"].items():
+        state.namespace(int(nsid)).write_protection = WriteProtection(protection)
     with state.plane.paused():
         state.granted = _within(saved["granted"], 1, state.limits.io_queues)
         state.entry_sizes_set = bool(saved["entry_sizes_set"])
@@ -218,6 +225,7 @@ def _save_events(state: State) -> Saved:
         "waiting": [_save_event(event) for event in events.waiting],
         "masked": [_save_event(event) for event in events.masked.values()],
         "endings": [[cid, status, result] for cid, status, result in events.endings],
+        "deferred": [[cid, operation] for cid, operation in events.deferred.items()],
     }
 
 
@@ -249,6 +257,8 @@ def _restore_events(state: State, saved: Saved) -> None:
         events.masked[event.type] = event
     for cid, status, result in saved["endings"]:
         events.endings.append((_within(cid, 0, 0xFFFF), Status(status), int(result)))
+    for cid, operation in saved["deferred"]:
+        events.defer(_within(cid, 0, 0xFFFF), str(operation))
 
 
 def _save_zones(space: Namespace) -> str:

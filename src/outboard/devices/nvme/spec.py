@@ -136,6 +136,67 @@ class FeatureId(IntEnum):
     NAMESPACE_WRITE_PROTECTION = 0x84
 
 
+class SanitizeAction(IntEnum):
+    """SANACT: what Sanitize is to do."""
+
+    EXIT_FAILURE_MODE = 1
+    BLOCK_ERASE = 2
+    OVERWRITE = 3
+    CRYPTO_ERASE = 4
+
+
+class SanitizeStatus(IntEnum):
+    """SSTAT: what became of the last sanitize operation."""
+
+    NEVER = 0
+    COMPLETED = 1
+    IN_PROGRESS = 2
+    FAILED = 3
+
+
+class SelfTest(IntEnum):
+    """STC: what Device Self-test is to do."""
+
+    SHORT = 0x1
+    EXTENDED = 0x2
+    VENDOR = 0xE
+    ABORT = 0xF
+
+
+class SelfTestResult(IntEnum):
+    """How a device self-test operation ended."""
+
+    PASSED = 0x0
+    ABORTED = 0x1
+    RESET = 0x2
+    NAMESPACE_REMOVED = 0x3
+    FORMATTED = 0x4
+    FATAL = 0x5
+    FAILED_UNKNOWN_SEGMENT = 0x6
+    FAILED_SEGMENT = 0x7
+    ABORTED_UNKNOWN = 0x8
+    SANITIZED = 0x9
+    UNUSED = 0xF
+
+
+class CommitAction(IntEnum):
+    """CA: what Firmware Commit is to do with a slot."""
+
+    REPLACE = 0
+    REPLACE_AND_ACTIVATE = 1
+    ACTIVATE = 2
+    ACTIVATE_NOW = 3
+
+
+class WriteProtection(IntEnum):
+    """What Namespace Write Protection Config is set to."""
+
+    NONE = 0
+    WRITE_PROTECT = 1
+    UNTIL_POWER_CYCLE = 2
+    PERMANENT = 3
+
+
 class Select(IntEnum):
     """Which value of a feature Get Features returns."""
 

@@ -116,7 +116,8 @@ class State:
     ``fused`` are first commands of fused pairs, by the identifiers of their queues, whose second is awaited.
     ``outstanding`` are the commands that wait in Python; ``drain`` returns when no storage is
     at work for one of them, or for one that was cancelled; ``rest``, which other threads may call, too, when
-    one of the storages is not.
+    one of the storages is not; ``let_go`` then forgets that. ``pause`` says whether the host is to see that
+    processing is paused (CSTS.PP).
     ``host_identifier`` is what the host has set (Set Features 81h), of 8 or 16 bytes, or nothing.
     ``granted`` is the number of I/O queues of each kind the host was given (Set Features 07h).
     ``entry_sizes_set`` says whether CC.IOSQES and CC.IOCQES have the only values there are, ``command_sets``
@@ -146,6 +147,8 @@ class State:
     fused: dict[int, Command] = field(default_factory=dict)
     outstanding: dict[object, Outstanding] = field(default_factory=dict)
     drain: Callable[[], None] = lambda: None
+    let_go: Callable[[Storage], None] = lambda storage: None
+    pause: Callable[[bool], None] = lambda paused: None
     rest: Callable[[Storage], None] = lambda storage: None
     host_identifier: bytes = b""
     reservation_log: ReservationLog = field(default_factory=ReservationLog)
@@ -195,6 +198,7 @@ class State:
         self.subsystem.ana.was_reset(self.identity.cntlid)
         self.reservation_log.reset()
         self.granted = self.limits.io_queues
+        self.subsystem.controller_was_reset(self.identity.cntlid)
 
     @property
     def host(self) -> Host:

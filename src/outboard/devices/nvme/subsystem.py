@@ -5,7 +5,9 @@ hosts that share them. A namespace that is allocated here is seen by the control
 Everything here is done in the `turn` of the thread that does it (`outboard.devices.nvme.monitor`).
 """
 
+import logging
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,19 +16,30 @@ from outboard.devices.nvme.ana import AnaState, AnaStates
 from outboard.devices.nvme.events import RESERVATION_LOG_AVAILABLE
 from outboard.devices.nvme.extents import Extents
 from outboard.devices.nvme.injection import Faults
+from outboard.devices.nvme.management.background import Background
+from outboard.devices.nvme.management.firmware import Firmware
+from outboard.devices.nvme.management.formatting import Formatting
+from outboard.devices.nvme.management.inventory import Inventory
+from outboard.devices.nvme.management.pool import Pool
+from outboard.devices.nvme.management.resizing import follow, resize
+from outboard.devices.nvme.management.sanitizing import Sanitizing
+from outboard.devices.nvme.management.self_tests import SelfTests
 from outboard.devices.nvme.monitor import Monitor
 from outboard.devices.nvme.namespace import Namespace, derived_uuid
 from outboard.devices.nvme.persistent_events import PersistentEvents
 from outboard.devices.nvme.placement import Placement, PlacementLayout
 from outboard.devices.nvme.reservation import Host, Notices, Reservation, keep, kept
+from outboard.devices.nvme.spec import SelfTestResult
 from outboard.devices.nvme.status import Status
-from outboard.devices.nvme.store import Store
+from outboard.devices.nvme.store import Document, Store
 from outboard.devices.nvme.vitals import Vitals
-from outboard.errors import DefinitionError
+from outboard.errors import DefinitionError, SetupError, StateError
 from outboard.storage import Storage, VolatileStorage, layers
 
 if TYPE_CHECKING:
     from outboard.devices.nvme.state import State
+
+log = logging.getLogger(__name__)
 
 MOST_CONTROLLERS = 0xFFEF
 
@@ -38,7 +51,8 @@ class Subsystem:
     apart by: keep it, and they are recognised after a restart. ``model`` has 40 characters at most.
     ``most_namespaces`` is the largest namespace identifier there can ever be (NN): firmware asks for each.
     ``multipath``: hosts are told from the start that there may be several controllers (CMIC), which they note
-    once; without it they are as soon as there are two. ``store`` is what outlives a power cycle. ``faults``
+    once; without it they are as soon as there are two. ``store`` is what outlives a power cycle. ``pool`` is
+    where namespaces come from that hosts create; those that were created before come back from it. ``faults``
     are those that a test has injected. With ``placement`` hosts may say which data belongs together.
     ``vitals`` says how the drive is, `set_vitals` changes that; ``persistent_events`` is the history of both.
 
@@ -60,6 +74,7 @@ class Subsystem:
         most_namespaces: int = 32,
         multipath: bool = False,
         store: Store | None = None,
+        pool: Pool | None = None,
         placement: PlacementLayout | None = None,
     ) -> None:
         _check_text("serial", serial, 20)
@@ -68,6 +83,9 @@ class Subsystem:
         self.most_namespaces = max(most_namespaces, len(namespaces))
         self.multipath = multipath
         self.store = store or Store()
+        self.pool = pool
+        self.away = False
+        """Whether its state was saved to go on elsewhere, or came from there, and nobody has begun anew."""
         self.placement = Placement(placement) if placement is not None else None
         self.vitals: Vitals = vitals.load(self.store)
         self.persistent_events = PersistentEvents(self.store)
@@ -76,8 +94,16 @@ class Subsystem:
         self.namespaces: dict[int, Namespace] = {}
         self.controllers: dict[int, State] = {}
         self.faults = Faults(self.turn, self._reconfigure_all)
+        self.background = Background(self.turn, self._at_work)
+        self.inventory = Inventory(self)
+        self.firmware = Firmware(self)
+        self.sanitizing: Sanitizing = Sanitizing(self)
+        self.self_tests: SelfTests = SelfTests(self)
+        self.formatting = Formatting(self)
         for space in namespaces:
             self.add(space)
+        self.inventory.reopen()
+        self._go_on()
 
     @property
     def nqn(self) -> str:
@@ -87,7 +113,8 @@ class Subsystem:
     @property
     def free_identifier(self) -> int:
         """The smallest namespace identifier that is free; 0 if none is."""
-        return next((n for n in range(1, self.most_namespaces + 1) if n not in self.namespaces), 0)
+        taken = self.namespaces.keys() | self.inventory.reserved
+        return next((n for n in range(1, self.most_namespaces + 1) if n not in taken), 0)
 
     def add(self, space: Namespace | Storage, nsid: int = 0) -> Namespace:
         """Allocate a namespace (0: the first identifier that is free), and attach it to every controller.
@@ -104,7 +131,7 @@ class Subsystem:
                     f"namespace identifiers are 1 to {self.most_namespaces}: "
                     + (f"{nsid} is not" if nsid else "all are taken")
                 )
-            if nsid in self.namespaces:
+            if nsid in self.namespaces or (nsid in self.inventory.reserved and not space.created):
                 raise DefinitionError(f"namespace {nsid} is there already")
             space.nsid = nsid
             space.reservation = kept(self.store, nsid)
@@ -112,24 +139,35 @@ class Subsystem:
             self._place(space)
             zone_events.belong(self, space)
             self.namespaces[nsid] = space
+            self.inventory.recall(space)
+            self.sanitizing.bar(space)
             for cntlid in self.controllers:
-                if space.shared or not space.attached:
+                if self.inventory.may_have(space, cntlid):
                     self.attach(nsid, cntlid)
             self.announce(nsid)
         return space
 
-    def remove(self, nsid: int) -> Namespace:
-        """Detach a namespace from every controller and forget it; its storage is the caller's to close."""
+    def remove(self, nsid: int, *, but: int = 0) -> Namespace:
+        """Detach a namespace from every controller and forget it; its storage is the caller's to close.
+
+        One that a host created is deleted, content and all. Every host but controller ``but``'s is told.
+        """
         with self.turn:
             space = self.namespaces[nsid]
             before = set(space.attached)
             for cntlid in before:
                 self.detach(nsid, cntlid)
             del self.namespaces[nsid]
+            self.background.interrupt(space)
+            self.self_tests.abort_for([nsid], SelfTestResult.NAMESPACE_REMOVED)
+            self.inventory.forget(nsid)
+            self.keep(f"uncorrectable/{nsid}", [])
             keep(self.store, nsid, Reservation())
             for state in self.controllers.values():
                 state.features.forget_namespace(nsid)
-            self._tell(nsid, before)
+            if space.created and self.pool is not None:
+                self.pool.delete(nsid)
+            self._tell(nsid, before - {but})
         return space
 
     def attach(self, nsid: int, cntlid: int) -> None:
@@ -154,12 +192,46 @@ class Subsystem:
             self.ana.changed(cntlid, space.ana_group)
             state.plane.configure()
             state.abort(space, Status.INVALID_NAMESPACE)
+            state.let_go(space.storage)
+
+    def keep(self, section: str, value: Any) -> None:
+        """Put something into the store; if it cannot be kept, it is so until the next power cycle."""
+        try:
+            self.store.put(section, value)
+        except SetupError as error:
+            log.error("%s will not outlive a power cycle: %s", section, error)
 
     def resized(self, nsid: int) -> None:
         """Look at a namespace's storage again, whose size has changed, and tell every host."""
-        with self.turn:
-            self.namespaces[nsid].measure()
-            self.reconfigure(nsid)
+        with self._still(nsid) as space:
+            follow(space)
+
+    def resize(self, nsid: int, size: int) -> None:
+        """Give a namespace's storage another size in bytes, and tell every host.
+
+        Commands under way end first; those that wait for a slow storage are to be tried again (Command
+        Interrupted). What a smaller one does not hold is lost. Raises `StorageError` if the
+        storage cannot, or does not hold a block any more; `DefinitionError` while it is being erased.
+        """
+        with self._still(nsid) as space:
+            resize(space, size, self.pool)
+
+    @contextmanager
+    def _still(self, nsid: int) -> Iterator[Namespace]:
+        """Nobody uses a namespace until the block is left; then its storage may be another one."""
+        with self.turn, ExitStack() as stack:
+            space = self.namespaces[nsid]
+            if space.barred is not None:
+                raise DefinitionError(f"namespace {nsid} is being erased: resize it afterwards")
+            for state in self.states_of(nsid):
+                state.abort(space, Status.COMMAND_INTERRUPTED)
+                stack.enter_context(state.plane.paused())
+            self.self_tests.abort_for([nsid], SelfTestResult.ABORTED_UNKNOWN)
+            try:
+                yield space
+            finally:
+                self.reconfigure(nsid)
+            self.inventory.renew(space)
             self.announce(nsid)
 
     def reconfigure(self, nsid: int) -> None:
@@ -259,9 +331,10 @@ class Subsystem:
             state = self.controllers[cntlid] = make(cntlid)
             self.multipath |= len(self.controllers) > 1
             for nsid, space in self.namespaces.items():
-                if space.shared or not space.attached:
+                if self.inventory.may_have(space, cntlid):
                     self.attach(nsid, cntlid)
             self.ana.was_reset(cntlid)
+            self.background.look()
         return state
 
     def leave(self, cntlid: int) -> None:
@@ -271,6 +344,57 @@ class Subsystem:
                 self.detach(nsid, cntlid)
             del self.controllers[cntlid]
             self.ana.forget(cntlid)
+            self.background.look()
+
+    def become(self, document: Document) -> None:
+        """Remember this, which comes from another process; a namespace's format and controllers stay.
+
+        Operations go on when a controller does. Raises `StateError` if it cannot be, and nothing has changed.
+        """
+        before = self.store.document
+        self.away = True
+        try:
+            self.store.document = document
+            self._recall()
+        except Exception as error:
+            self.store.document = before
+            self._recall()
+            raise StateError(f"the state of the subsystem cannot be: {error!r}") from error
+
+    def begin_here(self) -> None:
+        """A controller starts, or goes on, in this process."""
+        self.away = False
+        self.background.look()
+
+    def _recall(self) -> None:
+        for operation in list(self.background.operations):
+            self.background.cancel(operation)
+        self.inventory = Inventory(self)
+        self.firmware = Firmware(self)
+        self.sanitizing = Sanitizing(self)
+        self.self_tests = SelfTests(self)
+        self.formatting = Formatting(self)
+        for space in self.namespaces.values():
+            self.sanitizing.bar(space)
+        self._go_on()
+
+    def controller_was_reset(self, cntlid: int) -> None:
+        """A controller has forgotten what a reset forgets: its turn is held."""
+        self.firmware.controller_was_reset(cntlid)
+        self.self_tests.controller_was_reset(cntlid)
+        self.background.look()
+
+    def _at_work(self) -> bool:
+        """Whether there are controllers, none of which is about to be moved to another process."""
+        states = list(self.controllers.values())
+        return bool(states) and not self.away and not any(state.plane.frozen for state in states)
+
+    def _go_on(self) -> None:
+        """Begin anew the operations that were under way."""
+        self.formatting.go_on()
+        self.sanitizing.go_on()
+        self.self_tests.go_on()
+        self.firmware.go_on()
 
     def _reconfigure_all(self) -> None:
         for state in self.controllers.values():

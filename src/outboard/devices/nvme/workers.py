@@ -93,6 +93,12 @@ class Workers:
             poll.poll()
             self._deliver()
 
+    def let_go(self, storage: Storage) -> None:
+        """Forget a storage for which no call is outstanding; its thread ends."""
+        lane = self._lanes.pop(id(storage), None)
+        if lane is not None:
+            lane.close()
+
     def close(self) -> None:
         """Drain, and end the threads. Closing twice is harmless."""
         self.drain()
