@@ -5,12 +5,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from outboard.devices.nvme import Fault, Namespace, altered
+from outboard.devices.nvme import Fault, Namespace, Protection
 from outboard.devices.nvme.altered import Altered
 from outboard.devices.nvme.command import Command
 from outboard.devices.nvme.injection import Strike
 from outboard.devices.nvme.spec import IoOpcode
 from outboard.storage import RamStorage
+from tests.devices.nvme.protected import guard as guard_of
 
 BLOCK, METADATA, COUNT = 512, 8, 4
 LBA = 10
@@ -21,14 +22,12 @@ def inverted(data: bytes) -> bytes:
 
 
 def checksum(block: bytes) -> bytes:
-    return (sum(block) & 0xFFFF).to_bytes(2, "big") + b"apptag"
+    return guard_of(block, 16).to_bytes(2, "big") + b"apptag"
 
 
 @pytest.fixture
-def space(monkeypatch: pytest.MonkeyPatch) -> Iterator[Namespace]:
-    """A namespace whose guard is a sum, in place of a CRC."""
-    monkeypatch.setattr(altered, "reseal", lambda space, lba, block, metadata: checksum(block))
-    space = Namespace(RamStorage(1 << 20), BLOCK, METADATA)
+def space() -> Iterator[Namespace]:
+    space = Namespace(RamStorage(1 << 20), BLOCK, METADATA, protection=Protection())
     yield space
     space.storage.close()
 

@@ -88,17 +88,6 @@ def test_a_format_that_cannot_be_changes_nothing() -> None:
     assert Protection.of(0) is None
 
 
-def test_blocks_with_metadata_stay_where_they_are_when_the_storage_grows() -> None:
-    storage = RamStorage(SIZE)
-    plain, beside = Namespace(storage), Namespace(storage, metadata=8)
-    offset = beside.metadata_offset
-    storage.size *= 2
-    for space in (plain, beside):
-        space.measure()
-    assert plain.blocks == 2 * SIZE // 512
-    assert beside.metadata_offset == offset
-
-
 @pytest.mark.parametrize(
     "other",
     [

@@ -129,7 +129,7 @@ def test_identify_says_that_data_can_be_placed(pair: QueuePair) -> None:
     driver = pair.driver
     assert ended(driver.identify(Cns.CONTROLLER)) == OK
     found = IDENTIFY_CONTROLLER.decode(driver.ram.read(driver.data, PAGE))
-    assert (found["ctratt"], found["endgidmax"]) == (1 << 19 | 1 << 4 | 1 << 0, 1)
+    assert (found["ctratt"], found["endgidmax"]) == (1 << 19 | 1 << 15 | 1 << 9 | 1 << 4 | 1 << 0, 1)
     assert ended(driver.identify(Cns.NAMESPACE, 1)) == OK
     assert IDENTIFY_NAMESPACE.decode(driver.ram.read(driver.data, PAGE))["endgid"] == 1
     assert ended(driver.identify(Cns.ENDURANCE_GROUPS)) == OK
@@ -282,7 +282,7 @@ def test_a_subsystem_without_placement_has_nothing_of_it(make_bench: MakeBench) 
     pair = driver.create_queue_pair(1)
     receive = Command(IoOpcode.IO_MANAGEMENT_RECEIVE, nsid=1, prp1=driver.data, cdw10=RUH_STATUS)
     assert ended(pair.execute(receive)) == Status.FDP_DISABLED
-    assert ended(note(driver, 0)) == Status.FDP_DISABLED
+    assert ended(note(driver, 0)) == Status.INVALID_FIELD
     assert ended(driver.get_feature(FeatureId.FLEXIBLE_DATA_PLACEMENT, cdw11=1)) == Status.INVALID_FIELD
 
 

@@ -325,7 +325,7 @@ def test_hosts_that_are_not_concerned_are_not_disturbed(make_paths: MakePaths) -
     assert second.register(3, old=2, action=REPLACE) == second.register(3) == SUCCESS
     assert pauses() == before
     assert first.acquire(1, WE_RO) == SUCCESS
-    assert pauses() == [*before[:2], before[2] + 1]
+    assert pauses()[:2] == before[:2], "only the third one may do less now"
     assert (second.write(), third.write(), third.read()) == (SUCCESS, CONFLICT, SUCCESS)
 
 

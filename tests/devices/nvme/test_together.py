@@ -60,12 +60,18 @@ class Guest:
             data = self.random.randbytes(16) * (PAGE // 16)
             driver.ram.write(driver.data, data)
             writing = driver.rw(IoOpcode.WRITE, slba, 8, driver.data, PAGE)
-            assert ended(self.pair.execute(writing)) == Status.SUCCESS
+            assert self.insist(writing) == Status.SUCCESS
             self.found[place] = data
         elif place in self.found:
             reading = driver.rw(IoOpcode.READ, slba, 8, driver.data, PAGE)
-            assert ended(self.pair.execute(reading)) == Status.SUCCESS
+            assert self.insist(reading) == Status.SUCCESS
             assert driver.ram.read(driver.data, PAGE) == self.found[place]
+
+    def insist(self, command: Command) -> Status:
+        """How a command ends that is tried again while a namespace is being resized, as drivers do."""
+        while (status := ended(self.pair.execute(command))) == Status.COMMAND_INTERRUPTED:
+            pass
+        return status
 
     def meddle(self) -> None:
         """Something that concerns the others' data planes, or a namespace that they may not have now."""

@@ -12,21 +12,24 @@ from typing import Any
 from outboard.devices.nvme.command import Command
 from outboard.devices.nvme.faults import blocks_of
 from outboard.devices.nvme.injection import Strike
+from outboard.devices.nvme.metadata import Extent
 from outboard.devices.nvme.namespace import Namespace
+from outboard.devices.nvme.protection import renew_guard
 from outboard.devices.nvme.spec import BROADCAST
 from outboard.devices.nvme.state import State
 from outboard.devices.nvme.work import Call, Work
 from outboard.storage import Data, Storage, persist
 
-_INVERT = bytes(range(255, -1, -1))
-
 
 def reseal(space: Namespace, lba: int, block: bytes, metadata: bytes) -> bytes:
     """The metadata of a block, as the host sees it, with a guard that is right for ``block``.
 
-    There is no protection information to be put right: metadata is the host's, and stays.
+    The tags stay, and so does all of it where there is no protection information.
     """
-    return metadata
+    sealed = Extent(space, lba, 1)
+    sealed.data[:], sealed.metadata[:] = block, metadata
+    renew_guard(sealed)
+    return bytes(sealed.metadata)
 
 
 class Altered:
@@ -165,8 +168,8 @@ class Altered:
                 self._seal_block(lba, bytes(block), buffer[at : at + space.metadata])
 
     def _seal_block(self, lba: int, block: bytes, stored: memoryview) -> None:
-        metadata = reseal(self._space, lba, block, bytes(stored).translate(_INVERT))
-        stored[:] = metadata.translate(_INVERT)
+        space = self._space
+        stored[:] = space.inverted(reseal(space, lba, block, space.inverted(bytes(stored))))
 
     def _block(self, lba: int) -> bytes:
         return self.below.read(lba * self._space.block_size, self._space.block_size)

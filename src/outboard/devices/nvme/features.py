@@ -311,13 +311,6 @@ def _set_behavior(state: "State", command: Command) -> int:
     return 0
 
 
-def _behavior(behavior: bytes) -> bytes:
-    """What of a host's behavior is known here."""
-    return bytes(value if offset in BEHAVIORS else 0 for offset, value in enumerate(behavior)).ljust(
-        BEHAVIOR_SIZE, b"\0"
-    )
-
-
 FEATURES: dict[int, Feature] = {
     **{fid: Feature(_get_plain, _set_plain, saveable=plain.saveable) for fid, plain in PLAIN.items()},
     FeatureId.POWER_MANAGEMENT: Feature(_get_power, _set_power, saveable=True),

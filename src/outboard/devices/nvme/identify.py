@@ -223,9 +223,18 @@ def _format_namespace(state: State, command: Command) -> bytes:
 
 
 def _csi_format_namespace(state: State, command: Command) -> bytes:
-    _command_set(command)
     _check_format(command)
-    return bytes(SIZE)
+    if _command_set(command) != Csi.NVM:
+        raise CommandFailed(
+            Status.INVALID_FIELD, "LBA formats have more to them in the NVM command set only", location=47
+        )
+    return _extended_formats()
+
+
+def _extended_formats() -> bytes:
+    """What the NVM command set says of LBA formats beside: the width of their guards."""
+    formats = [_WIDE_GUARD if each.guard == 64 else 0 for each in FORMATS]
+    return layouts.IDENTIFY_NVM_NAMESPACE.encode(elbafs=struct.pack(f"<{len(formats)}I", *formats))
 
 
 def _check_format(command: Command) -> None:
@@ -373,8 +382,7 @@ def _of_set(command: Command, space: Namespace) -> bytes:
     """What a command set says of a namespace; the NVM set, of any, says more of the LBA formats."""
     csi = _command_set(command)
     if csi == Csi.NVM:
-        formats = [_WIDE_GUARD if each.guard == 64 else 0 for each in FORMATS]
-        return layouts.IDENTIFY_NVM_NAMESPACE.encode(elbafs=struct.pack(f"<{len(formats)}I", *formats))
+        return _extended_formats()
     if space.csi != csi:
         raise CommandFailed(
             Status.INVALID_FIELD, f"namespace {space.nsid} is not of command set {csi:#x}", location=47

@@ -138,6 +138,17 @@ def receive(extent: Extent, prinfo: Prinfo) -> None:
     (generate if prinfo.action else verify)(extent, prinfo)
 
 
+def renew_guard(extent: Extent) -> None:
+    """Make the guard of the one block in an extent right for its data; its tags stay."""
+    if extent.space.protection is None:
+        return
+    start, size = extent.space.protection_span
+    tags = slice(start + extent.space.protection.guard // 8, start + size)
+    before = extent.metadata[tags]
+    generate(extent, Prinfo())
+    extent.metadata[tags] = before
+
+
 def of_zeros(space: Namespace, prinfo: Prinfo, first: int, count: int) -> bytes:
     """The metadata of ``count`` blocks of zeros, from the command's block number ``first`` on: Write Zeroes.
 

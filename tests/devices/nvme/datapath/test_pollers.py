@@ -180,6 +180,28 @@ def test_resets_under_load_leave_nothing_behind(make_live: MakeLive) -> None:
         assert [driver.ram.read(pair.cq, 64 * 16) for pair in pairs] == before
 
 
+@pytest.mark.point("S01")
+def test_a_controller_that_has_failed_carries_nothing_out_though_memory_comes_and_goes(
+    make_live: MakeLive,
+) -> None:
+    bench = make_live(doorbells="mmap")
+    write = map_page(bench)
+    driver = bench.driver.enable()
+    pair = driver.create_queue_pair()
+    hardware = bench.device.state.hardware
+    assert hardware is not None
+    hardware.fail()
+    pair.submit(FLUSH)
+    write(2 * pair.qid, pair.tail)
+    bench.bus_master(False)
+    bench.bus_master(True)
+    for _ in range(50):
+        bench.step()
+    assert pair.poll() == []
+    driver.disable()
+    assert ended(driver.enable().create_queue_pair().execute(FLUSH)) == Status.SUCCESS
+
+
 def test_queues_change_lanes_as_memory_comes_and_goes(make_live: MakeLive) -> None:
     bench = make_live(pollers=2, doorbells="mmap")
     driver = bench.driver.enable()

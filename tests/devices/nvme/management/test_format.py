@@ -60,7 +60,7 @@ def test_all_namespaces_of_a_controller_are_formatted_at_once(host: Host) -> Non
 @pytest.mark.parametrize(
     ("nsid", "dword", "status"),
     [
-        pytest.param(1, 7, Status.INVALID_FORMAT, id="no such format"),
+        pytest.param(1, 8, Status.INVALID_FORMAT, id="no such format"),
         pytest.param(1, 1 << 12, Status.INVALID_FORMAT, id="format 16"),
         pytest.param(1, 1 << 5, Status.INVALID_FORMAT, id="protection without metadata"),
         pytest.param(1, 2 | 7 << 5, Status.INVALID_FORMAT, id="protection of type 7"),
@@ -211,4 +211,4 @@ def test_identify_says_what_format_does(host: Host) -> None:
     assert data["fna"] == 0b100
     assert int(data["oacs"]) & 1 << 1
     lbafs = struct.unpack("<64I", host.namespace(1)["lbafs"])  # type: ignore[arg-type]
-    assert [lbaf & 0xFFFF for lbaf in lbafs[:7]] == [each.metadata for each in FORMATS]
+    assert [lbaf & 0xFFFF for lbaf in lbafs[: len(FORMATS)]] == [each.metadata for each in FORMATS]

@@ -66,7 +66,7 @@ def test_capacity_is_accounted_for(host: Host) -> None:
         pytest.param(8, 9, {}, Status.INVALID_FIELD, id="more capacity than size"),
         pytest.param(8, 7, {}, Status.THIN_PROVISIONING_NOT_SUPPORTED, id="thin"),
         pytest.param(8, 0, {}, Status.THIN_PROVISIONING_NOT_SUPPORTED, id="as thin as can be"),
-        pytest.param(8, None, {"flbas": 7}, Status.INVALID_FORMAT, id="no such format"),
+        pytest.param(8, None, {"flbas": 8}, Status.INVALID_FORMAT, id="no such format"),
         pytest.param(8, None, {"flbas": 0x20}, Status.INVALID_FORMAT, id="format 16"),
         pytest.param(8, None, {"flbas": 0x80}, Status.INVALID_FIELD, id="reserved in FLBAS"),
         pytest.param(8, None, {"dps": 0x10}, Status.INVALID_FIELD, id="reserved in DPS"),
@@ -263,11 +263,11 @@ def test_what_all_namespaces_have_in_common_is_told_without_one(host: Host) -> N
     assert common["nsze"] == common["flbas"] == 0
     for name in ("nlbaf", "mc", "dpc", "lbafs"):
         assert common[name] == mine[name]
-    for index in range(7):
+    for index in range(8):
         assert host.identify(Cns.FORMAT_NAMESPACE, cdw11=index)[128:384] == mine["lbafs"]
-        assert host.identify(Cns.CSI_FORMAT_NAMESPACE, cdw11=index) == bytes(PAGE)
+        assert host.identify(Cns.CSI_FORMAT_NAMESPACE, cdw11=index) == host.identify(Cns.CSI_NAMESPACE, 1)
     for cns in (Cns.FORMAT_NAMESPACE, Cns.CSI_FORMAT_NAMESPACE):
-        assert ended(host.driver.identify(cns, cdw11=7)) == Status.INVALID_FIELD
+        assert ended(host.driver.identify(cns, cdw11=8)) == Status.INVALID_FIELD
     assert ended(host.driver.identify(Cns.CSI_FORMAT_NAMESPACE, cdw11=1 << 24)) == Status.INVALID_FIELD
 
 

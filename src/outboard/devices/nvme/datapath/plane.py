@@ -93,7 +93,7 @@ class DataPlane:
     ) -> None:
         self.tuning = tuning
         self.offers_shadow = False
-        self.frozen = False
+        self.frozen = self._halted = False
         self.shadow: tuple[int, int] | None = None
         self.pollers: list[Poller] = []
         self._before: dict[str, int] = {}
@@ -277,7 +277,7 @@ class DataPlane:
         for cqid, sqs in groups.items():
             cq = self._cqs[cqid]
             self._place_doorbells(cq, sqs)
-            if cqid != 0 and not self.frozen and self._reach(cq, sqs):
+            if cqid != 0 and not (self.frozen or self._halted) and self._reach(cq, sqs):
                 lane = self._lane(cqid)
                 queues[lane] += [sq.record.address for sq in sqs]
                 cqs[lane].append(cq.record.address)
@@ -318,8 +318,9 @@ class DataPlane:
         return self._serve(self._control.address, self.workspaces[0].address) if self.inline else IDLE
 
     def halt(self) -> None:
-        """Take no more commands; those taken are completed."""
+        """Take no more commands until a reset, though memory comes and goes; those taken are completed."""
         with self.paused():
+            self._halted = True
             for workspace in self.workspaces:
                 workspace.record[PL_QUEUE_COUNT] = workspace.record[PL_WATCH_COUNT] = 0
 
@@ -427,6 +428,7 @@ class DataPlane:
     def reset(self) -> None:
         """The controller was reset: no queues, no buffers, nothing under way. Only while paused."""
         self.shadow = None
+        self._halted = False
         self._by_record = {}
         for workspace in self.workspaces:
             workspace.reset()
