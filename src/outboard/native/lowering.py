@@ -86,6 +86,10 @@ def _store_release64(builder: Builder, address: Value, value: Value) -> None:
     _store(builder, address, value, I64, "release")
 
 
+def _add64(builder: Builder, address: Value, value: Value) -> Value:
+    return builder.atomic_rmw("add", _pointer(builder, address, I64), value, "monotonic")
+
+
 def _fence(builder: Builder) -> None:
     builder.fence("seq_cst")
 

@@ -13,10 +13,13 @@ is needed; `outboard.native.lowering` has the body that is compiled.
 
 import ctypes
 import mmap
+import threading
 
 from outboard.native.jit import primitive
 
 CACHE_LINE = 64
+
+_adding = threading.Lock()
 
 
 @primitive
@@ -88,6 +91,16 @@ def store_release64(address: int, value: int) -> int:
     """Put 8 bytes at ``address`` after everything that was stored before."""
     ctypes.c_int64.from_address(address).value = value
     return 0
+
+
+@primitive
+def add64(address: int, value: int) -> int:
+    """Add to the 8 bytes at ``address``, as one step among all who do the same; what was there before."""
+    with _adding:
+        word = ctypes.c_int64.from_address(address)
+        before = word.value
+        word.value = before + value
+    return before
 
 
 @primitive

@@ -153,12 +153,17 @@ class Driver:
         return self.bar.read32(CSTS)
 
     def create_queue_pair(
-        self, qid: int = 1, entries: int = 16, cq_entries: int = 0, vector: int | None = None
+        self,
+        qid: int = 1,
+        entries: int = 16,
+        cq_entries: int = 0,
+        vector: int | None = None,
+        priority: int = 0,
     ) -> QueuePair:
         """Create both queues; with ``vector``, the completion queue interrupts by it."""
         pair = QueuePair(self, qid, entries, cq_entries)
         assert ended(self.admin.execute(self.create_cq(pair, vector))) == Status.SUCCESS
-        assert ended(self.admin.execute(self.create_sq(pair))) == Status.SUCCESS
+        assert ended(self.admin.execute(self.create_sq(pair, priority))) == Status.SUCCESS
         return pair
 
     def create_cq(self, pair: QueuePair, vector: int | None = None) -> Command:
@@ -168,10 +173,13 @@ class Driver:
             AdminOpcode.CREATE_IO_CQ, prp1=pair.cq, cdw10=pair.cqid | size << 16, cdw11=1 | interrupts
         )
 
-    def create_sq(self, pair: QueuePair) -> Command:
+    def create_sq(self, pair: QueuePair, priority: int = 0) -> Command:
         size = pair.entries - 1
         return Command(
-            AdminOpcode.CREATE_IO_SQ, prp1=pair.sq, cdw10=pair.qid | size << 16, cdw11=1 | pair.cqid << 16
+            AdminOpcode.CREATE_IO_SQ,
+            prp1=pair.sq,
+            cdw10=pair.qid | size << 16,
+            cdw11=1 | priority << 1 | pair.cqid << 16,
         )
 
     def identify(self, cns: Cns | int, nsid: int = 0, cdw11: int = 0) -> Completion:

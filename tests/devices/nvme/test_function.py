@@ -4,6 +4,7 @@ import pytest
 
 from outboard.devices.nvme import Namespace, Nvme
 from outboard.devices.nvme.command import Command
+from outboard.devices.nvme.datapath.tuning import Tuning
 from outboard.devices.nvme.spec import IoOpcode
 from outboard.devices.nvme.status import Status
 from outboard.errors import DefinitionError
@@ -39,11 +40,11 @@ def test_the_capabilities_are_those_drivers_look_for(bench: Bench) -> None:
     for capability in (0x01, 0x10, 0x05, 0x11):
         assert find_capability(bench, capability)
     msix = find_capability(bench, 0x11)
-    assert bench.config.read(msix + 2, 2) == 32
+    assert bench.config.read(msix + 2, 2) == 128
     assert (bench.config.read(msix + 4, 4), bench.config.read(msix + 8, 4)) == (0x2000, 0x3000)
     express = find_capability(bench, 0x10)
     assert bench.config.read(express + 4, 4) >> 28 & 1, "FLR"
-    assert bench.device.interrupts == (1, 1, 33, 1, 1)
+    assert bench.device.interrupts == (1, 1, 129, 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +55,7 @@ def test_the_capabilities_are_those_drivers_look_for(bench: Bench) -> None:
         ({"serial": "tab\t"}, "printable"),
         ({"model": "Ä"}, "ASCII"),
         ({"model": "x" * 41}, "1 to 40"),
-        ({"vectors": 257}, "vectors is 257: it is 0 to 256"),
+        ({"vectors": 2049}, "vectors is 2049: it is 0 to 2048"),
         ({"io_queues": 0}, "io_queues is 0: it is 1 to 511"),
         ({"io_queues": 512}, "io_queues is 512"),
         ({"queue_entries": 1}, "queue_entries is 1: it is 2 to 65536"),
@@ -122,3 +123,37 @@ def test_a_client_drives_it_over_the_protocol(shared: bool) -> None:
         assert storage.read(3 * 512, 16) == b"over the wire..."
         driver.disable()
     storage.close()
+
+
+@pytest.mark.point("PCI01", "PCI06", "Q05", "R03")
+def test_a_controller_may_have_as_many_vectors_and_queues_as_pci_and_the_doorbells_allow(
+    make_bench: MakeBench,
+) -> None:
+    bench = make_bench(vectors=2048, io_queues=511)
+    assert bench.device.regions[0].size == 0x1_0000
+    msix = find_capability(bench, 0x11)
+    assert bench.config.read(msix + 2, 2) == 2047
+    assert (bench.config.read(msix + 4, 4), bench.config.read(msix + 8, 4)) == (0x8000, 0x3000)
+    listener = Listener(bench, 2, 2048)
+    bench.config.write(msix + 2, 2, 0x8000)
+    driver = bench.driver.enable()
+    pair = driver.create_queue_pair(511, vector=2047)
+    assert ended(pair.execute(Command(IoOpcode.FLUSH, nsid=1))) == Status.SUCCESS
+    assert listener.heard(2047) == 1
+    mask = 0x8000 + 16 * 2047 + 12
+    bench.bar.write32(mask, 1)
+    pair.execute(Command(IoOpcode.FLUSH, nsid=1))
+    assert bench.bar.read64(0x3000 + 2048 // 8 - 8) == 1 << 63
+    bench.bar.write32(mask, 0)
+    assert listener.heard(2047) == 1
+    assert bench.bar.read32(0x2000) == 0, "nothing is where the table of few vectors would be"
+    listener.close()
+
+
+@pytest.mark.point("PCI01")
+@pytest.mark.parametrize(("vectors", "size"), [(1, 0x4000), (256, 0x4000), (257, 0x1_0000)])
+def test_bar0_grows_only_for_more_vectors_than_a_page_holds(vectors: int, size: int) -> None:
+    device = Nvme(NullStorage(1 << 20), vectors=vectors, tuning=Tuning(pollers=0, native=False))
+    assert device.regions[0].size == size
+    assert device.interrupts[2] == vectors
+    device.close()

@@ -31,7 +31,7 @@ def test_the_controller_says_what_drivers_look_at(driver: Driver) -> None:
     assert data["vid"] == data["ssvid"] == 0x4F42
     assert data["ver"] == driver.bar.read32(VS) == 0x20000
     assert (data["sqes"], data["cqes"], data["nn"]) == (0x66, 0x44, 32)
-    assert (data["mdts"], data["cntlid"], data["cntrltype"]) == (7, 1, 1)
+    assert (data["mdts"], data["cntlid"], data["cntrltype"]) == (8, 1, 1)
     assert (data["acl"], data["aerl"], data["elpe"]) == (3, 3, 63)
     assert data["vwc"] == 7
     assert data["oncs"] == 0b1_1111_1111
@@ -48,7 +48,7 @@ def test_the_controller_says_what_drivers_look_at(driver: Driver) -> None:
     assert (data["crdt1"], data["crdt2"], data["crdt3"]) == (1, 10, 50)
     assert (data["ctratt"], data["endgidmax"]) == (1 | 1 << 4 | 1 << 9 | 1 << 15, 1)
     assert (data["hctma"], data["mntmt"], data["mxtmt"]) == (1, 273, 353)
-    assert (data["maxcmd"], data["kas"], data["awun"], data["awupf"]) == (1024, 10, 0, 0)
+    assert (data["maxcmd"], data["kas"], data["awun"], data["awupf"]) == (4096, 10, 0, 0)
     assert 0 < int(data["rtd3r"]) < int(data["rtd3e"])
 
 

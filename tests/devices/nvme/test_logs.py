@@ -212,7 +212,7 @@ def test_a_log_is_read_in_pieces_and_zeros_follow_its_end(driver: Driver) -> Non
         pytest.param(512, 2, id="unaligned"),
         pytest.param(512, 4100, id="behind the end"),
         pytest.param(512, 1 << 40, id="far behind the end"),
-        pytest.param((512 << 10) + 4, 0, id="more than MDTS"),
+        pytest.param((1 << 20) + 4, 0, id="more than MDTS"),
         pytest.param(4 << 32, 0, id="16 GiB"),
     ],
 )

@@ -41,8 +41,9 @@ def test_capabilities_read_alike_in_any_size(bench: Bench) -> None:
 @pytest.mark.point("R01", "R15")
 def test_capabilities_are_what_boot_firmware_demands(bench: Bench) -> None:
     cap = bench.bar.read64(CAP)
-    assert cap & 0xFFFF == 1023
+    assert cap & 0xFFFF == 4095
     assert cap >> 16 & 1, "CQR"
+    assert cap >> 17 & 3 == 1, "AMS: weighted round robin with urgent"
     assert cap >> 24 & 0xFF, "TO: SeaBIOS takes 0 for a timeout"
     assert cap >> 32 & 0xF == 0, "DSTRD"
     assert cap >> 37 & 1, "CSS: the NVM command set"
@@ -88,7 +89,8 @@ def test_ready_follows_enable_both_ways(bench: Bench) -> None:
         pytest.param(CC_ENABLE | 1 << 24, True, id="CRIME, which is not offered"),
         pytest.param(CC_ENABLE | 1 << 7, False, id="8 KiB pages"),
         pytest.param(CC_ENABLE | 15 << 7, False, id="128 MiB pages"),
-        pytest.param(CC_ENABLE | 1 << 11, False, id="weighted round robin"),
+        pytest.param(CC_ENABLE | 1 << 11, True, id="weighted round robin"),
+        pytest.param(CC_ENABLE | 2 << 11, False, id="reserved arbitration"),
         pytest.param(CC_ENABLE | 7 << 11, False, id="vendor's arbitration"),
         pytest.param(CC_ENABLE | 6 << 4, True, id="all command sets"),
         pytest.param(CC_ENABLE | 7 << 4, False, id="admin commands only"),

@@ -42,7 +42,7 @@ def test_a_reset_drops_what_is_in_flight_without_a_trace(
     bench: Bench, driver: Driver, reset: Callable[[Bench], None]
 ) -> None:
     bench.config.write(find_capability(bench, 0x11) + 2, 2, 0x8000)
-    listener = Listener(bench, 2, 33)
+    listener = Listener(bench, 2, 129)
     pair = driver.create_queue_pair(1, entries=256, vector=1)
     submit_many(pair)
     bench.step()
@@ -96,7 +96,7 @@ def test_a_function_reset_clears_registers_and_configuration_space(
     assert [bench.bar.read32(register) for register in (CC, AQA, ASQ, ACQ, 0x1C, 0x2000)] == [0] * 6
     assert bench.config.read(4, 2) == 0
     assert bench.config.read(0x10, 4) == 0x4
-    assert bench.config.read(find_capability(bench, 0x11) + 2, 2) == 32
+    assert bench.config.read(find_capability(bench, 0x11) + 2, 2) == 128
     assert not bench.device.msix.enabled
 
 

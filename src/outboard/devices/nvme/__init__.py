@@ -5,9 +5,9 @@
 `Namespace`               a storage with a block size, where 512 bytes will not do, or with metadata
 `Protection`              what of the metadata is protection information
 `Subsystem`               namespaces that several controllers share
-`RamPool`, `FolderPool`   where namespaces come from that a host creates
 `PlacementLayout`         what lets hosts say which data belongs together
 `AnaState`                how a controller can access a group of them
+`Qos`                     limits of a namespace, in commands and bytes a second
 `ZoneLayout`              what makes a namespace a zoned one; `ZoneState`: what its zones are in
 `Tuning`                  how many pollers serve it, and how they wait
 `Doorbells`               how the host tells of new commands
@@ -34,6 +34,7 @@ from outboard.devices.nvme.function import Doorbells, Nvme
 from outboard.devices.nvme.management.pool import FolderPool, Pool, RamPool
 from outboard.devices.nvme.namespace import Namespace, Protection
 from outboard.devices.nvme.placement import PlacementLayout
+from outboard.devices.nvme.qos import Qos
 from outboard.devices.nvme.store import Store
 from outboard.devices.nvme.subsystem import Subsystem
 from outboard.devices.nvme.zone import ZoneState
@@ -49,6 +50,7 @@ __all__ = [
     "PlacementLayout",
     "Pool",
     "Protection",
+    "Qos",
     "RamPool",
     "Store",
     "Subsystem",

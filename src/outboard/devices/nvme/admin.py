@@ -10,7 +10,7 @@ from outboard.devices.nvme.management import drive_commands, firmware_commands, 
 from outboard.devices.nvme.queue_commands import create_io_cq, create_io_sq, delete_io_cq, delete_io_sq
 from outboard.devices.nvme.spec import PAGE, AdminOpcode
 from outboard.devices.nvme.state import State
-from outboard.devices.nvme.status import CommandFailed, Status
+from outboard.devices.nvme.status import CommandFailed, Status, status_field
 from outboard.errors import DmaError
 
 NOT_ABORTED = 1
@@ -30,6 +30,11 @@ def abort(state: State, command: Command) -> int:
     if sqid == 0 and state.events.abort(cid):
         return 0
     if state.abort_held(sq, cid):
+        return 0
+    if held := state.plane.withdraw_held(sq, lambda entry: Command.decode(entry).cid == cid):
+        sq.cq.pending -= len(held)
+        for _ in held:
+            sq.cq.post(state.bus, sq, cid, status_field(Status.ABORT_REQUESTED), 0)
         return 0
     sq.look()
     try:

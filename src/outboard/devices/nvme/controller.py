@@ -11,6 +11,7 @@ ends in its own completion; only queues that cannot be read or written at all en
 """
 
 import logging
+import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, nullcontext
 from enum import Enum
@@ -18,8 +19,10 @@ from functools import partial
 
 from outboard.devices.nvme import fused, vitals
 from outboard.devices.nvme.admission import admit, admit_admin
+from outboard.devices.nvme.arbitration import OUTSTANDING, burst_of, held_up, in_turn
 from outboard.devices.nvme.command import Command
-from outboard.devices.nvme.datapath.loop import MORE
+from outboard.devices.nvme.datapath.loop import IDLE, MORE
+from outboard.devices.nvme.datapath.records import CQ_INTERRUPTS
 from outboard.devices.nvme.error_log import logged_failure
 from outboard.devices.nvme.events import INVALID_DOORBELL_REGISTER, INVALID_DOORBELL_VALUE
 from outboard.devices.nvme.fused import FUSE, Pair, check_first, compare_and_write
@@ -40,8 +43,6 @@ log = logging.getLogger(__name__)
 BATCH = 64
 """Commands executed by one call of `Controller.process`."""
 
-OUTSTANDING = 256
-"""Commands that may wait for storage at once; the others wait in their queues."""
 
 PAIRING = 0.001
 """Seconds until it is looked again whether the second of a fused pair has come."""
@@ -203,7 +204,7 @@ class Controller:
         if not self.enabled or self.paused or self._processing:
             return False
         return (
-            any(sq.ready for sq in state.submission.values())
+            any(sq.ready and not held_up(state, sq) for sq in state.submission.values())
             or any(cq.owed for cq in state.completion.values())
             or (state.events.due and state.completion[0].room > 0)
             or (state.plane.slow and len(state.outstanding) < OUTSTANDING)
@@ -249,21 +250,38 @@ class Controller:
             with plane.paused():
                 plane.place()
         budget = BATCH
-        while self.enabled and budget > 0 and (queues := self._in_turn()):
+        while (
+            self.enabled and budget > 0 and (queues := in_turn(state, self._last_served, self._out_of_reach))
+        ):
             for sq in queues:
                 with self._reaching(sq):
-                    budget -= self._serve(sq, min(budget, state.features.burst))
+                    budget -= self._serve(sq, min(budget, burst_of(state, sq)))
                 if budget <= 0:
                     break
             self._tell_events()
         self._tell_events()
+        wait = self._serve_waiting()
         plane.hand_back_late()
         if plane.inline and plane.returning:
             left = plane.run()
-        self.deferred = max(left, 0) / SECOND
+        deferred: list[float] = [each / SECOND for each in (left, wait) if each > 0]
         if self.state.fused and self._end_lonely_firsts():
-            self.deferred = min(self.deferred or PAIRING, PAIRING)
-        return left == MORE or (plane.inline and plane.returning)
+            deferred.append(PAIRING)
+        self.deferred = min(deferred, default=0.0)
+        return left == MORE or wait == MORE or (plane.inline and plane.returning)
+
+    def _serve_waiting(self) -> int:
+        """Execute what has waited for its time; `MORE`, `IDLE`, or in how many nanoseconds more is due."""
+        waiting = self.state.plane.waiting
+        for _ in range(BATCH):
+            if not self.enabled or len(self.state.outstanding) >= OUTSTANDING:
+                return IDLE
+            waiter = waiting.pop(time.monotonic_ns())
+            if waiter is None:
+                return max(waiting.due_in(time.monotonic_ns()), IDLE)
+            # It is no second of a fused pair: those do not wait.
+            self._execute_alone(waiter[0], Command.decode(waiter[1]))
+        return MORE
 
     def _look_at_doorbells(self) -> None:
         """Look at doorbells that do not ring, and at what the data plane says of those it looked at."""
@@ -281,18 +299,6 @@ class Controller:
             log.debug("%s queue %d is out of reach: %s", type(queue).__name__, queue.id, error)
             self._out_of_reach.append(queue)
 
-    def _in_turn(self) -> list[SubmissionQueue]:
-        """The queues with something to take, beginning after the one that was served last."""
-        room = len(self.state.outstanding) < OUTSTANDING
-        return sorted(
-            (
-                sq
-                for sq in self.state.submission.values()
-                if sq.ready and (room or sq.id == 0) and sq not in self._out_of_reach
-            ),
-            key=lambda sq: (sq.id <= self._last_served, sq.id),
-        )
-
     def _serve(self, sq: SubmissionQueue, limit: int) -> int:
         """Execute up to ``limit`` commands of ``sq``; return how many."""
         if self.state.submission.get(sq.id) is not sq:
@@ -305,7 +311,11 @@ class Controller:
                 return taken
             sq.advance()
             sq.cq.pending += 1
-            self._execute(sq, Command.decode(entry))
+            command = Command.decode(entry)
+            if sq.id and self.state.plane.waiting.concerns(command):
+                self.state.plane.waiting.put(sq, entry)
+            else:
+                self._execute(sq, command)
         return len(entries)
 
     def _execute(self, sq: SubmissionQueue, command: Command) -> None:
@@ -345,6 +355,7 @@ class Controller:
         """Take a command that is one of a fused pair, or comes where the second of one should."""
         first, fuse = self.state.fused.pop(sq.id, None), command.flags & FUSE
         if first is not None and fuse == fused.SECOND:
+            self.state.plane.waiting.charge(first, command)
             pair = Pair(first, command)
             ended = partial(self._ended_pair, pair)
             self._begin(sq, (first, command), compare_and_write(self.state, pair), ended)
@@ -403,12 +414,14 @@ class Controller:
 
     def _begin(self, sq: SubmissionQueue, commands: tuple[Command, ...], work: Work, end: Ending) -> None:
         """Run what may wait for storage: here as far as it goes, the rest when storage answers."""
+        since = time.monotonic_ns()
         if self._workers is None:
             outcome: int | Exception
             try:
                 outcome = run_inline(work)
             except Exception as error:
                 outcome = error
+            self._note(sq, commands, since, outcome)
             end(sq, commands, outcome)
             return
         key = object()
@@ -417,6 +430,7 @@ class Controller:
             mine = self.state.outstanding.pop(key, None)
             if isinstance(outcome, Abandoned):
                 return
+            self._note(sq, commands, since, outcome)
             end(sq, commands, outcome)
             if mine and not self._processing:
                 self.progressed()
@@ -425,6 +439,13 @@ class Controller:
         # At once: while it awaits guest memory another controller may take its namespace away.
         self.state.outstanding[key] = Outstanding(sq, commands, task)
         self._workers.begin(task)
+
+    def _note(
+        self, sq: SubmissionQueue, commands: tuple[Command, ...], since: int, outcome: int | Exception
+    ) -> None:
+        """Count a command that has succeeded, or the write of a pair, which its comparison let happen."""
+        if not isinstance(outcome, Exception) and (len(commands) == 1 or outcome == 0):
+            self.state.plane.in_python.note(sq, commands[-1], since)
 
     def _ended(self, sq: SubmissionQueue, commands: tuple[Command, ...], outcome: int | Exception) -> None:
         (command,) = commands
@@ -473,8 +494,9 @@ class Controller:
 
     def _signal(self) -> None:
         for cq in self.state.completion.values():
-            wanted = self.state.plane.take_signal(cq)
+            wanted = cq.take_signal()
             if cq.signal or wanted:
+                cq.record[CQ_INTERRUPTS] += not wanted
                 cq.signal = False
                 self._interrupt(cq)
 

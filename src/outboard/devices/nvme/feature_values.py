@@ -185,6 +185,12 @@ class Features:
         return 1 << (self.get(FeatureId.ARBITRATION) & 7)
 
     @property
+    def weights(self) -> tuple[int, int, int]:
+        """Commands that the high, the medium and the low class have in one turn, where these are weighted."""
+        value = self.get(FeatureId.ARBITRATION)
+        return (value >> 24) + 1, (value >> 16 & 0xFF) + 1, (value >> 8 & 0xFF) + 1
+
+    @property
     def write_cache(self) -> bool:
         """Whether a write may be completed before it is durable."""
         return bool(self.get(FeatureId.VOLATILE_WRITE_CACHE))

@@ -25,7 +25,14 @@ from outboard.devices.nvme.injection import Faults
 from outboard.devices.nvme.io import CONDITIONS, IO_COMMANDS
 from outboard.devices.nvme.namespace import Namespace
 from outboard.devices.nvme.queues import CompletionQueue
-from outboard.devices.nvme.registers import ALL_SETS, MAX_VECTORS, NSSRO, capabilities
+from outboard.devices.nvme.registers import (
+    ALL_SETS,
+    MAX_VECTORS,
+    NSSRO,
+    WEIGHTED,
+    capabilities,
+    layout,
+)
 from outboard.devices.nvme.spec import Csi, HardwareError, Shutdown, ShutdownStatus
 from outboard.devices.nvme.state import Hardware, Identity, Limits, State
 from outboard.devices.nvme.subsystem import Subsystem
@@ -33,7 +40,6 @@ from outboard.devices.nvme.transfer import Bus
 from outboard.errors import DefinitionError
 from outboard.loop import Timer
 from outboard.native.jit import available
-from outboard.pci.capabilities import MsiX
 from outboard.server.profiles import Profile
 from outboard.storage import RamStorage, Storage, VolatileStorage, layers
 
@@ -61,11 +67,11 @@ class Nvme(Attended):
     no other way; else as ``"shadow"``. ``tuning`` says how the queues are served; without it by one
     poller, compiled, where Numba is installed, and in the device's own thread elsewhere.
 
-    ``vectors`` is the number of MSI-X vectors (0 to 256). With 0 the controller has MSI and INTx only and
-    can be unplugged: QEMU up to 11.1 ends itself when a vfio-user device with MSI-X is. ``io_queues`` is
-    the number of I/O queue pairs, ``queue_entries`` the largest I/O queue (2 to 65536), ``mdts`` the
-    largest transfer as a power of two of 4 KiB pages, ``zasl`` the largest of Zone Append (0: the same).
-    Other arguments replace declared fields, as for every `Device`.
+    ``vectors`` is the number of MSI-X vectors (0 to 2048; above 256 BAR0 has 64 KiB instead of 16). With 0
+    the controller has MSI and INTx only and can be unplugged: QEMU up to 11.1 ends itself when a vfio-user
+    device with MSI-X is. ``io_queues`` is the number of I/O queue pairs (up to 511), ``queue_entries`` the
+    largest I/O queue (2 to 65536), ``mdts`` the largest transfer as a power of two of 4 KiB pages, ``zasl``
+    the largest of Zone Append (0: the same). Other arguments replace declared fields, as for every `Device`.
 
     Raises `DefinitionError`.
 
@@ -81,10 +87,10 @@ class Nvme(Attended):
         subsystem: Subsystem | None = None,
         serial: str = "OUTBOARD0001",
         model: str = "outboard NVMe",
-        vectors: int = 33,
-        io_queues: int = 32,
-        queue_entries: int = 1024,
-        mdts: int = 7,
+        vectors: int = 129,
+        io_queues: int = 128,
+        queue_entries: int = 4096,
+        mdts: int = 8,
         zasl: int = 0,
         doorbells: Doorbells = "auto",
         tuning: Tuning | None = None,
@@ -99,8 +105,7 @@ class Nvme(Attended):
         _check_number("queue_entries", queue_entries, 2, 1 << 16)
         _check_number("mdts", mdts, 1, 16)
         _check_number("zasl", zasl, 0, mdts)
-        msix = MsiX(vectors, table=(0, 0x2000), pba=(0, 0x3000)) if vectors else None
-        replacements.setdefault("msix", msix)
+        replacements = layout(vectors) | replacements
         replacements.setdefault("cap", capabilities(queue_entries))
         if doorbells not in get_args(Doorbells):
             raise DefinitionError(f"doorbells={doorbells!r}: it is one of {', '.join(get_args(Doorbells))}")
@@ -116,6 +121,7 @@ class Nvme(Attended):
         self._late: list[Callable[[], None]] = []
         self._stalled_since: float | None = None
         self._retry: Timer | None = None
+        self._later: Timer | None = None
         self.namespaces: dict[int, Namespace] = {}
         vendor = self.vendor_id
         subvendor = vendor if self.subsystem_vendor_id is None else self.subsystem_vendor_id
@@ -353,6 +359,7 @@ class Nvme(Attended):
             self.fatal = True
             return
         self._enable_sets()
+        self.plane.weighted = self.arbitration == WEIGHTED
         self.controller.enable(self.asq, self.asq_size + 1, self.acq, self.acq_size + 1)
         self.ready = True
         self.call_soon(self._keep)
@@ -400,6 +407,9 @@ class Nvme(Attended):
 
     def _work(self) -> None:
         self._scheduled = False
+        if self._later is not None:
+            self._later.cancel()
+            self._later = None
         if self._gone:
             return
         progress = self.controller.process()
@@ -413,7 +423,7 @@ class Nvme(Attended):
         if progress is Progress.MORE:
             self._schedule()
         elif self.controller.deferred:
-            self.after(self.controller.deferred, self._schedule)
+            self._later = self.after(self.controller.deferred, self._schedule)
 
     def _wait_for_memory(self) -> None:
         now = time.monotonic()

@@ -44,7 +44,8 @@ def check_first(command: Command) -> None:
 def compare_and_write(state: State, pair: Pair) -> Work:
     """Execute a pair: the write happens if the blocks hold what they are compared with.
 
-    Failures are left in ``pair``; nothing is raised but what is nobody's fault here.
+    Failures are left in ``pair``, and how many they are is returned; nothing is raised but what is nobody's
+    fault here.
     """
     first, second = pair.first, pair.second
     try:
@@ -70,7 +71,7 @@ def compare_and_write(state: State, pair: Pair) -> Work:
         pair.failures = {0: failure}
     if pair.failures:
         pair.failures[1] = CommandFailed(Status.ABORTED_FAILED_FUSED, "the first of the pair has failed")
-    return 0
+    return len(pair.failures)
 
 
 def _namespace(state: State, pair: Pair) -> Namespace:

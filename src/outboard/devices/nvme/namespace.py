@@ -16,7 +16,9 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from outboard.devices.nvme.datapath.limits import Limits
 from outboard.devices.nvme.extents import Extents
+from outboard.devices.nvme.qos import Qos
 from outboard.devices.nvme.reservation import Reservation
 from outboard.devices.nvme.spec import Csi, WriteProtection
 from outboard.devices.nvme.status import Status
@@ -125,8 +127,9 @@ class Namespace:
     ``tracked``: it is remembered which blocks are deallocated, so that a host may ask for an error when it
     reads one (DULBE); the data plane leaves writes to Python then. ``protection``: what of the metadata is
     protection information, if any is. ``ana_group`` (1 to 32): namespaces of one group are always reached
-    alike by a controller. ``attached`` are the controllers that have it, by their identifiers; ``nsid`` is
-    given by the subsystem. ``format`` is the number of the LBA format, as in `FORMATS`.
+    alike by a controller. ``qos`` limits how much of its speed they have together; `Subsystem.set_qos`
+    changes that. ``attached`` are the controllers that have it, by their identifiers; ``nsid`` is given by
+    the subsystem. ``format`` is the number of the LBA format, as in `FORMATS`.
 
     ``barred`` is the status that every I/O command ends with for now: it is being formatted, of which
     ``unformatted`` percent remain, or the drive is sanitized. ``erased``: nothing was written since that.
@@ -154,6 +157,8 @@ class Namespace:
     placement_handles: Sequence[int] = ()
     ana_group: int = 1
     protection: Protection | None = None
+    qos: Qos | None = None
+    limits: Limits = field(default_factory=Limits, init=False)
     nsid: int = field(default=0, init=False)
     attached: set[int] = field(default_factory=set, init=False)
     blocks: int = field(default=0, init=False)
@@ -192,6 +197,7 @@ class Namespace:
             raise DefinitionError(
                 "a zoned namespace has a layout of zones: give it one (zoned=ZoneLayout(...))"
             )
+        self.limits.set(self.qos)
         self.reformat(found[0], extended=self.extended, protection=self.protection)
         if self.tracked:
             # What a storage in memory holds before anybody writes is nothing that was written.

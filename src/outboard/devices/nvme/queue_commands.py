@@ -35,7 +35,7 @@ def create_io_cq(state: State, command: Command) -> int:
 
 
 def create_io_sq(state: State, command: Command) -> int:
-    """Execute Create I/O Submission Queue. The priority is not looked at: arbitration is round robin."""
+    """Execute Create I/O Submission Queue. Its priority counts where the host has chosen weights (CC.AMS)."""
     qid, size = _check_new_queue(state, command, command.cdw10 & 0xFFFF in state.submission)
     cqid = command.cdw11 >> 16
     if cqid == 0 or cqid > state.granted:
@@ -49,7 +49,12 @@ def create_io_sq(state: State, command: Command) -> int:
         )
     cq.submitters += 1
     state.submission[qid] = SubmissionQueue(
-        *state.plane.record_of_sq(qid), id=qid, address=command.prp1, size=size, cq=cq
+        *state.plane.record_of_sq(qid),
+        id=qid,
+        address=command.prp1,
+        size=size,
+        cq=cq,
+        priority=command.cdw11 >> 1 & 3,
     )
     state.plane.clear_shadow(qid, head=False)
     state.plane.place()

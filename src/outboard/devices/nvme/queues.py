@@ -21,8 +21,10 @@ from outboard.devices.nvme.datapath.records import (
     CQ_HEAD,
     CQ_HEAD_AT,
     CQ_ID,
+    CQ_LAPS,
     CQ_PENDING,
     CQ_PHASE,
+    CQ_SIGNAL,
     CQ_SIZE,
     CQ_TAIL,
     CQ_TOLD_HEAD,
@@ -35,6 +37,7 @@ from outboard.devices.nvme.datapath.records import (
     SQ_EVENT_AT,
     SQ_HEAD,
     SQ_ID,
+    SQ_LAPS,
     SQ_SIZE,
     SQ_TAIL,
     SQ_TAIL_AT,
@@ -130,6 +133,14 @@ class CompletionQueue:
     def pending(self, pending: int) -> None:
         self.record[CQ_PENDING] = pending
 
+    def take_signal(self) -> bool:
+        """Whether a loop wants the host to be interrupted by Python, since the last time."""
+        if not self.record[CQ_SIGNAL]:
+            return False
+        # Taken back before the host is interrupted: what the loop says from now on is said once more.
+        self.record[CQ_SIGNAL] = 0
+        return True
+
     def ring(self, head: int) -> bool:
         """The host consumed up to ``head``; False if it cannot have, and nothing is changed then."""
         if not self._possible(head):
@@ -165,6 +176,7 @@ class CompletionQueue:
                 raise
             self.owed.popleft()
             self.signal = True
+            record[CQ_LAPS] += record[CQ_TAIL] == 0
 
     def _possible(self, head: int) -> bool:
         """Whether the host can have consumed up to ``head``: it was posted, and not consumed before."""
@@ -175,16 +187,25 @@ class CompletionQueue:
 class SubmissionQueue:
     """A ring of ``size`` commands at ``address``, completed in ``cq``.
 
-    ``record`` is zeroed, ``doorbell`` the address of the word where the host puts the tail. ``aborted``
-    holds the identifiers of commands that wait in the ring and are to end as aborted.
+    ``record`` is zeroed, ``doorbell`` the address of the word where the host puts the tail. ``priority`` is 0
+    (urgent) to 3 (low), where arbitration is weighted. ``aborted`` holds the identifiers of commands that
+    wait in the ring and are to end as aborted.
     """
 
-    __slots__ = ("_aborted", "address", "cq", "doorbell", "id", "record", "size")
+    __slots__ = ("_aborted", "address", "cq", "doorbell", "id", "priority", "record", "size")
 
     def __init__(
-        self, record: Record, doorbell: int, *, id: int, address: int, size: int, cq: CompletionQueue
+        self,
+        record: Record,
+        doorbell: int,
+        *,
+        id: int,
+        address: int,
+        size: int,
+        cq: CompletionQueue,
+        priority: int = 0,
     ) -> None:
-        self.record, self.doorbell = record, doorbell
+        self.record, self.doorbell, self.priority = record, doorbell, priority
         self.id, self.address, self.size, self.cq = id, address, size, cq
         self._aborted: frozenset[int] = frozenset()
         record[SQ_ID], record[SQ_SIZE], record[SQ_CQ] = id, size, cq.record.address
@@ -274,3 +295,4 @@ class SubmissionQueue:
     def advance(self) -> None:
         """One entry was taken."""
         self.record[SQ_HEAD] = (self.head + 1) % self.size
+        self.record[SQ_LAPS] += self.head == 0

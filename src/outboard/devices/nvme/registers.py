@@ -13,8 +13,17 @@ from outboard.pci.interrupts import Intx
 READY_TIMEOUT = 15
 """CAP.TO and CRTO, in units of 500 ms: firmware and drivers take 0 for "at once" and give up."""
 
-MAX_VECTORS = 256
-"""MSI-X vectors that fit in the page of BAR0 that holds their table."""
+FEW_VECTORS, MAX_VECTORS = 256, 2048
+"""MSI-X vectors whose table fits in a page, and those that PCI allows."""
+
+FEW_LAYOUT, MANY_LAYOUT = (0x4000, 0x2000), (0x1_0000, 0x8000)
+"""The size of BAR0 and where in it the MSI-X table is: for few vectors as firmware knows it, and for many."""
+
+PENDING = 0x3000
+"""Where in BAR0 the pending bits of MSI-X are."""
+
+ROUND_ROBIN, WEIGHTED = 0, 1
+"""CC.AMS."""
 
 NVM_SET_ONLY, ALL_SETS = 0b000, 0b110
 """CC.CSS: which I/O command sets the host enables. With the first, zoned namespaces are not there for it."""
@@ -32,8 +41,8 @@ class Registers(Device):
 
     power = PowerManagement()
     pcie = PciExpress()
-    bar = Bar(0, size=0x4000, bits=64)
-    msix = MsiX(33, table=(0, 0x2000), pba=(0, 0x3000))
+    bar = Bar(0, size=FEW_LAYOUT[0], bits=64)
+    msix = MsiX(129, table=(0, FEW_LAYOUT[1]), pba=(0, PENDING))
     msi = Msi(vectors=1)
     intx = Intx()
 
@@ -138,7 +147,7 @@ class Registers(Device):
         possible = (
             ("CC.CSS", self.command_set, (NVM_SET_ONLY, ALL_SETS)),
             ("CC.MPS", self.page_size, (0,)),
-            ("CC.AMS", self.arbitration, (0,)),
+            ("CC.AMS", self.arbitration, (ROUND_ROBIN, WEIGHTED)),
             # Zero: to be set before the first I/O queue is created.
             ("CC.IOSQES", self.sq_entry_size, (0, 6)),
             ("CC.IOCQES", self.cq_entry_size, (0, 4)),
@@ -148,7 +157,14 @@ class Registers(Device):
         return ", ".join(f"{name} is {value}" for name, value, allowed in possible if value not in allowed)
 
 
+def layout(vectors: int) -> dict[str, Bar | MsiX | None]:
+    """BAR0 and MSI-X of a controller with so many vectors, as replacements of those declared."""
+    size, table = FEW_LAYOUT if vectors <= FEW_VECTORS else MANY_LAYOUT
+    msix = MsiX(vectors, table=(0, table), pba=(0, PENDING)) if vectors else None
+    return {"bar": Bar(0, size=size, bits=64), "msix": msix}
+
+
 def capabilities(queue_entries: int) -> int:
-    """CAP: contiguous queues, subsystem reset, the NVM command set or all of them, ready by CRTO.CRWMT."""
-    cqr, nssrs, css_nvm, css_all, crwms = 1 << 16, 1 << 36, 1 << 37, 1 << 43, 1 << 59
-    return queue_entries - 1 | cqr | READY_TIMEOUT << 24 | nssrs | css_nvm | css_all | crwms
+    """CAP: contiguous queues, weighted arbitration, subsystem reset, all command sets, CRTO.CRWMT is true."""
+    cqr, ams, nssrs, css_nvm, css_all, crwms = 1 << 16, 1 << 17, 1 << 36, 1 << 37, 1 << 43, 1 << 59
+    return queue_entries - 1 | cqr | ams | READY_TIMEOUT << 24 | nssrs | css_nvm | css_all | crwms

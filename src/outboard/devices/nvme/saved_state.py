@@ -41,7 +41,9 @@ def save(state: State) -> Saved:
         "entry_sizes_set": state.entry_sizes_set,
         "completion": [_save_cq(cq) for cq in state.completion.values()],
         "submission": [_save_sq(sq) for sq in state.submission.values()],
+        "weighted": state.plane.weighted,
         "taken": [[sq.id, entry.hex()] for sq, entry in _taken(state)],
+        "waiting": [[sq.id, entry.hex()] for sq, entry in state.plane.waiting.each()],
         "shadow": state.plane.shadow,
         "features": state.features.save(),
         "host_identifier": state.host_identifier.hex(),
@@ -85,6 +87,7 @@ def restore(state: State, saved: Mapping[str, Any]) -> None:
         if (0 in state.completion) != (0 in state.submission):
             raise StateError("the state has one of the two admin queues")
         state.plane.shadow = tuple(saved["shadow"]) if saved["shadow"] else None
+        state.plane.weighted = bool(saved["weighted"])
         state.features.restore(saved["features"])
         _restore_reservations(state, saved)
         state.plane.configure()
@@ -96,6 +99,10 @@ def restore(state: State, saved: Mapping[str, Any]) -> None:
                 raise StateError(
                     f"the state has {len(saved['taken'])} commands taken and not begun: too many"
                 )
+        for qid, entry in saved["waiting"]:
+            sq = state.submission[qid]
+            sq.cq.pending = _within(sq.cq.pending + 1, 1, sq.cq.size - 1)
+            state.plane.waiting.put(sq, Command.decode(bytes.fromhex(entry)).encode())
     _restore_events(state, saved["events"])
     state.changed_namespaces |= {int(nsid) for nsid in saved["changed_namespaces"]}
     try:
@@ -193,6 +200,7 @@ def _save_sq(sq: SubmissionQueue) -> Saved:
         "head": sq.head,
         "tail": sq.tail,
         "doorbell": load32(sq.doorbell),
+        "priority": sq.priority,
         "aborted": sorted(sq.aborted),
     }
 
@@ -202,7 +210,12 @@ def _restore_sq(state: State, saved: Saved) -> None:
     cq = state.completion[saved["cq"]]
     cq.submitters += 1
     sq = state.submission[qid] = SubmissionQueue(
-        *state.plane.record_of_sq(qid), id=qid, address=address, size=size, cq=cq
+        *state.plane.record_of_sq(qid),
+        id=qid,
+        address=address,
+        size=size,
+        cq=cq,
+        priority=_within(saved["priority"], 0, 3),
     )
     sq.go_on(_within(saved["head"], 0, size - 1), _within(saved["tail"], 0, size - 1))
     store32(sq.doorbell, saved["doorbell"] & 0xFFFF_FFFF)

@@ -48,10 +48,10 @@ class Limits:
     So is ``zasl``, for Zone Append; 0 is as much as ``mdts``.
     """
 
-    io_queues: int = 32
-    vectors: int = 33
-    queue_entries: int = 1024
-    mdts: int = 7
+    io_queues: int = 128
+    vectors: int = 129
+    queue_entries: int = 4096
+    mdts: int = 8
     zasl: int = 0
     aborts: int = 4
     event_requests: int = 4
@@ -169,6 +169,7 @@ class State:
         self.plane.adopt(
             self.submission, self.completion, self.features, lambda space: slow_opcodes(self, space)
         )
+        self.plane.waiting.noticed = self.wake
         self.features.on_change = self.plane.configure
 
     def reset(self) -> None:

@@ -28,6 +28,7 @@ from outboard.devices.nvme.monitor import Monitor
 from outboard.devices.nvme.namespace import Namespace, derived_uuid
 from outboard.devices.nvme.persistent_events import PersistentEvents
 from outboard.devices.nvme.placement import Placement, PlacementLayout
+from outboard.devices.nvme.qos import Qos
 from outboard.devices.nvme.reservation import Host, Notices, Reservation, keep, kept
 from outboard.devices.nvme.spec import SelfTestResult
 from outboard.devices.nvme.status import Status
@@ -233,6 +234,19 @@ class Subsystem:
                 self.reconfigure(nsid)
             self.inventory.renew(space)
             self.announce(nsid)
+
+    def set_qos(self, nsid: int, qos: Qos | None) -> None:
+        """Limit a namespace from now on, or no longer; what waits for its time goes by the new limits.
+
+        Raises KeyError if there is no such namespace.
+        """
+        with self.turn:
+            space = self.namespaces[nsid]
+            space.qos = qos
+            space.limits.set(qos)
+            self.reconfigure(nsid)
+            for state in self.states_of(nsid):
+                state.wake()
 
     def reconfigure(self, nsid: int) -> None:
         """Have every data plane look anew at a namespace that has changed; when this returns, each has."""

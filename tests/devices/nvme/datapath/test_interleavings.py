@@ -50,6 +50,9 @@ def played(setting: Setting, batches: list[int], schedule: list[int], delay: int
 @given(shapes, batches, schedules, st.integers(0, 100))
 @example(Setting(), [1], [0, 1, 1, 1], 0)
 @example(Setting(cq_entries=2), [12, 12], [1, 2], 0)
+@example(
+    Setting(entries=4, cq_entries=3, threshold=4, delay=25_500_000, grace=0, doze=300_000), [3], [4, 0, 2], 91
+)
 def test_a_poller_loses_no_command_and_no_interrupt(
     setting: Setting, batches: list[int], schedule: list[int], delay: int
 ) -> None:

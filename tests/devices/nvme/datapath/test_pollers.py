@@ -274,7 +274,7 @@ def test_a_doorbell_with_a_value_that_cannot_be_is_an_event_and_no_more(
 def test_interrupts_go_by_the_clients_eventfd_and_by_python_where_that_is_masked(make_live: MakeLive) -> None:
     bench = make_live(grace=100)
     bench.config.write(find_capability(bench, 0x11) + 2, 2, 0x8000)
-    listener = Listener(bench, 2, 33)
+    listener = Listener(bench, 2, 129)
     driver = bench.driver.enable()
     pair = driver.create_queue_pair(1, vector=1)
     quiet = driver.create_queue_pair(2)
@@ -304,10 +304,11 @@ def test_interrupts_go_by_the_clients_eventfd_and_by_python_where_that_is_masked
     listener.close()
 
 
+@pytest.mark.point("F05")
 def test_interrupts_are_coalesced_until_the_time_is_up(make_live: MakeLive) -> None:
     bench = make_live()
     bench.config.write(find_capability(bench, 0x11) + 2, 2, 0x8000)
-    listener = Listener(bench, 2, 33)
+    listener = Listener(bench, 2, 129)
     driver = bench.driver.enable()
     assert ended(driver.set_feature(FeatureId.INTERRUPT_COALESCING, 0xFF | 20 << 8)) == Status.SUCCESS
     pair = driver.create_queue_pair(1, vector=1)

@@ -277,7 +277,7 @@ PROTECTED = Protection(type=1)
 
 def host_of(make_bench: MakeBench, *, extended: bool = False, blocks: int = 1024) -> Host:
     space = Namespace(RamStorage(blocks * 520), 512, 8, extended, protection=PROTECTED)
-    return Host(make_bench(space))
+    return Host(make_bench(space, mdts=7))
 
 
 def write_of(slba: int, blocks: int, info: int = ACTION) -> Request:

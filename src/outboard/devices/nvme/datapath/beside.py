@@ -5,7 +5,6 @@ gathered in memory of our own, protection information is judged or made there, a
 reads is judged where it is stored, its metadata in a copy. Whatever does not pass is for Python.
 """
 
-from outboard.devices.nvme.datapath.completion import count
 from outboard.devices.nvme.datapath.protect import (
     ACTION,
     CHECK_REFERENCE,
@@ -38,15 +37,11 @@ from outboard.devices.nvme.datapath.records import (
     OP_SEGMENT_COUNT,
     OP_SPACE,
     OP_TAGS,
-    PL_BYTES_READ,
-    PL_BYTES_WRITTEN,
     PL_MDTS,
-    PL_READS,
     PL_SEGMENTS,
     PL_STAGED,
     PL_STAGED_METADATA,
     PL_TABLE,
-    PL_WRITES,
     READ_BESIDE,
     SEGMENT,
     SEGMENT_HOST,
@@ -121,7 +116,6 @@ def decode_beside(
     if end < 0:
         return segments
     prefetch(load64(namespace + NS_METADATA_AT) + lba * metadata)
-    store64(operation + OP_SPACE, namespace)
     store64(operation + OP_LBA, lba)
     store64(operation + OP_BLOCKS, blocks)
     store64(operation + OP_METADATA, buffer)
@@ -160,18 +154,9 @@ def carry_out(plane: int, operation: int, ahead: int) -> int:
 
     What lies at ``ahead`` (0: nothing does) is fetched meanwhile.
     """
-    length = load64(operation + OP_LENGTH)
     if load64(operation + OP_KIND) == READ_BESIDE:
-        if read_beside(plane, operation, ahead) == 0:
-            return 0
-        count(plane + PL_READS, 1)
-        count(plane + PL_BYTES_READ, length)
-    else:
-        if write_beside(plane, operation, ahead) == 0:
-            return 0
-        count(plane + PL_WRITES, 1)
-        count(plane + PL_BYTES_WRITTEN, length)
-    return 1
+        return read_beside(plane, operation, ahead)
+    return write_beside(plane, operation, ahead)
 
 
 @jitable

@@ -20,6 +20,8 @@ from outboard.devices.nvme.datapath.records import (
     CQ_FD,
     CQ_HEAD,
     CQ_HEAD_AT,
+    CQ_INTERRUPTS,
+    CQ_LAPS,
     CQ_PENDING,
     CQ_PHASE,
     CQ_SIGNAL,
@@ -64,6 +66,12 @@ def used(cq: int) -> int:
 
 
 @jitable
+def free(cq: int) -> int:
+    """Completions there is room for, beyond those of commands under way."""
+    return load64(cq + CQ_SIZE) - 1 - load64(cq + CQ_PENDING) - used(cq)
+
+
+@jitable
 def look_at_head(plane: int, cq: int) -> int:
     """Take over the head the host gave, if it can be; the head."""
     head = load64(cq + CQ_HEAD)
@@ -87,13 +95,12 @@ def look_at_head(plane: int, cq: int) -> int:
 @jitable
 def room(plane: int, cq: int, wanted: int) -> int:
     """How many commands may be taken whose completions go to ``cq``, up to ``wanted``."""
-    most = load64(cq + CQ_SIZE) - 1 - load64(cq + CQ_PENDING)
-    free = most - used(cq)
-    if free < wanted:
+    left = free(cq)
+    if left < wanted:
         look_at_head(plane, cq)
-        free = most - used(cq)
-        store64(cq + CQ_STARVED, 1 if free <= 0 else 0)
-    return min(free, wanted)
+        left = free(cq)
+        store64(cq + CQ_STARVED, 1 if left <= 0 else 0)
+    return min(left, wanted)
 
 
 @jitable
@@ -110,6 +117,7 @@ def post(sq: int, head: int, cid: int, status: int, result: int) -> int:
     if tail == load64(cq + CQ_SIZE):
         tail = 0
         store64(cq + CQ_PHASE, phase ^ 1)
+        count(cq + CQ_LAPS, 1)
     store64(cq + CQ_TAIL, tail)
     return store64(cq + CQ_UNTOLD, load64(cq + CQ_UNTOLD) + 1)
 
@@ -144,6 +152,7 @@ def tell(control: int, plane: int, cq: int, now: int) -> int:
         if left > 0:
             return left
     count(plane + PL_INTERRUPTS, 1)
+    count(cq + CQ_INTERRUPTS, 1)
     count(plane + PL_WITHHELD, untold - 1)
     store64(cq + CQ_UNTOLD, 0)
     store64(cq + CQ_SINCE, 0)

@@ -2,35 +2,39 @@
 
 The one place where that is decided. Reads and writes that are in order, of namespaces whose storage the
 loop can reach, and flushes of those, are for the fast lane. Everything else is `DIVERT`: Python finds out
-what it is, and what is wrong with it.
+what it is, and what is wrong with it. Before that, what a limited namespace is to do has to wait its turn.
 """
 
 from outboard.devices.nvme.datapath.beside import decode_beside
+from outboard.devices.nvme.datapath.limits import NEITHER, WRITES, direction
 from outboard.devices.nvme.datapath.records import (
     BESIDE,
     DIVERT,
     FILE,
     FLUSH_FILE,
     FLUSH_NOTHING,
+    HOLD_READ,
+    HOLD_WRITE,
+    LIMITED,
     MEMORY,
     NOTHING,
     NS_ADDRESS,
     NS_ALIGNMENT,
     NS_BLOCKS,
     NS_DURABLE,
-    NS_FD,
     NS_KIND,
     NS_RECORD,
     NS_SHIFT,
     NS_SLOW,
     OP_CID,
     OP_DISK,
-    OP_FD,
     OP_FLAGS,
     OP_KIND,
     OP_LENGTH,
     OP_SEGMENT,
     OP_SEGMENT_COUNT,
+    OP_SPACE,
+    PL_DUE,
     PL_MDTS,
     PL_NAMESPACE_COUNT,
     PL_NAMESPACES,
@@ -42,6 +46,7 @@ from outboard.devices.nvme.datapath.records import (
     SEGMENT,
     SEGMENT_HOST,
     SEGMENT_SIZE,
+    SLOW_ALWAYS,
     SQ_DIVERT,
     WRITE_FILE,
     WRITE_MEMORY,
@@ -72,19 +77,22 @@ def decode(plane: int, sq: int, entry: int, operation: int, segments: int) -> in
     flags = (word >> 8) & 0xFF
     store64(operation + OP_CID, (word >> 16) & 0xFFFF)
     store64(operation + OP_KIND, DIVERT)
-    psdt = flags >> 6
-    if opcode > READ_OPCODE or flags & FUSED_OR_RESERVED != 0 or psdt == RESERVED_PSDT:
-        return segments
-    if load64(sq + SQ_DIVERT) != 0:
-        return segments
     if nsid == 0 or nsid > load64(plane + PL_NAMESPACE_COUNT):
+        store64(operation + OP_SPACE, 0)
         return segments
     namespace = load64(plane + PL_NAMESPACES) + (nsid - 1) * NS_RECORD
+    store64(operation + OP_SPACE, namespace)
+    psdt = flags >> 6
+    if opcode > READ_OPCODE or flags & FUSED_OR_RESERVED != 0 or psdt == RESERVED_PSDT:
+        has_to_wait(plane, namespace, operation, opcode, flags)
+        return segments
     kind = load64(namespace + NS_KIND)
-    if kind < NOTHING or (load64(namespace + NS_SLOW) >> opcode) & 1 != 0:
+    slow = (load64(namespace + NS_SLOW) >> opcode) & 1 != 0
+    if slow and not is_due(plane, namespace, operation, opcode, flags):
+        return segments
+    if kind < NOTHING or load64(sq + SQ_DIVERT) != 0:
         return segments
     if opcode == FLUSH_OPCODE:
-        store64(operation + OP_FD, load64(namespace + NS_FD))
         store64(operation + OP_LENGTH, 0)
         store64(operation + OP_SEGMENT_COUNT, 0)
         store64(operation + OP_KIND, FLUSH_FILE if kind == FILE else FLUSH_NOTHING)
@@ -121,10 +129,33 @@ def decode(plane: int, sq: int, entry: int, operation: int, segments: int) -> in
     forced = details & FORCE_UNIT_ACCESS != 0
     if (reading and forced) or not fits(plane, namespace, segments, end):
         return segments
-    store64(operation + OP_FD, load64(namespace + NS_FD))
     store64(operation + OP_FLAGS, 1 if forced or load64(namespace + NS_DURABLE) != 0 else 0)
     store64(operation + OP_KIND, READ_FILE if reading else WRITE_FILE)
     return end
+
+
+@jitable
+def has_to_wait(plane: int, namespace: int, operation: int, opcode: int, flags: int) -> bool:
+    """Whether the command is held, if it is not due now: its namespace is limited, and it is about blocks.
+
+    Of a fused pair both go at once, or nothing could be known to have come in between; they pay later.
+    """
+    limited = load64(namespace + NS_SLOW) & LIMITED != 0
+    if not limited or load64(plane + PL_DUE) != 0 or flags & FUSED_OR_RESERVED != 0:
+        return False
+    does = direction(opcode)
+    if does != NEITHER:
+        store64(operation + OP_KIND, HOLD_WRITE if does == WRITES else HOLD_READ)
+    return does != NEITHER
+
+
+@jitable
+def is_due(plane: int, namespace: int, operation: int, opcode: int, flags: int) -> bool:
+    """Whether what is slow is so for a limit alone, and due now."""
+    if has_to_wait(plane, namespace, operation, opcode, flags):
+        return False
+    slow = load64(namespace + NS_SLOW)
+    return slow & LIMITED != 0 and (slow >> SLOW_ALWAYS >> opcode) & 1 == 0
 
 
 @jitable

@@ -6,7 +6,7 @@ says at which value it has to ring in the BAR as well. While the loop is awake i
 where the host does not get to, so the host is silent; before it sleeps it puts it where the host is.
 """
 
-from outboard.devices.nvme.datapath.completion import look_at_head
+from outboard.devices.nvme.datapath.completion import free, look_at_head
 from outboard.devices.nvme.datapath.records import (
     BY_PYTHON,
     CQ_EVENT,
@@ -147,7 +147,7 @@ def silence_doorbells(plane: int) -> int:
 
 @jitable
 def rung(plane: int) -> int:
-    """Whether the host has done anything since it was last looked at, without doing anything about it."""
+    """Whether the host has done anything that nothing was done about yet."""
     for number in range(load64(plane + PL_QUEUE_COUNT)):
         sq = queue_of(plane, number)
         given = load_acquire32(load64(sq + SQ_TAIL_AT))
@@ -158,6 +158,10 @@ def rung(plane: int) -> int:
         if awaits_head(cq):
             head = load64(cq + CQ_HEAD)
             if look_at_head(plane, cq) != head:
+                return 1
+            if load64(cq + CQ_STARVED) != 0 and free(cq) > 0:
+                # Room was seen when interrupts were thought of, and the commands that wait for it were not.
+                store64(cq + CQ_STARVED, 0)
                 return 1
     return 0
 

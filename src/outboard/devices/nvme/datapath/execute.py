@@ -9,7 +9,7 @@ to Python as it came: a copy of its 64 bytes in the slow ring. Its completion co
 from outboard.devices.nvme.datapath.beside import carry_out
 from outboard.devices.nvme.datapath.completion import count, post, room
 from outboard.devices.nvme.datapath.decode import decode
-from outboard.devices.nvme.datapath.files import begin
+from outboard.devices.nvme.datapath.files import begin, measured
 from outboard.devices.nvme.datapath.records import (
     BACK_CID,
     BACK_RESULT,
@@ -18,7 +18,15 @@ from outboard.devices.nvme.datapath.records import (
     BATCH,
     CQ_PENDING,
     DIVERT,
+    HOLD_READ,
+    HOLD_WRITE,
     IN_FLIGHT,
+    NS_BYTES_READ,
+    NS_BYTES_WRITTEN,
+    NS_READS,
+    NS_READS_HELD,
+    NS_WRITES,
+    NS_WRITES_HELD,
     OP_CID,
     OP_DISK,
     OP_KIND,
@@ -26,18 +34,17 @@ from outboard.devices.nvme.datapath.records import (
     OP_RECORD,
     OP_SEGMENT,
     OP_SEGMENT_COUNT,
+    OP_SPACE,
     PL_BACK,
     PL_BACKED_UP,
     PL_BATCHES,
-    PL_BYTES_READ,
-    PL_BYTES_WRITTEN,
+    PL_BUSY,
     PL_COMMANDS,
     PL_DIVERTED,
+    PL_HELD,
     PL_OPERATIONS,
-    PL_READS,
     PL_SEGMENTS,
     PL_SLOW,
-    PL_WRITES,
     READ_BESIDE,
     READ_MEMORY,
     READ_NOTHING,
@@ -47,8 +54,10 @@ from outboard.devices.nvme.datapath.records import (
     SLOW_ENTRY,
     SLOW_SQ,
     SQ_BASE,
+    SQ_BYTES,
     SQ_CQ,
     SQ_HEAD,
+    SQ_LAPS,
     SQ_SIZE,
     SQ_TAIL,
     WRITE_BESIDE,
@@ -57,6 +66,7 @@ from outboard.devices.nvme.datapath.records import (
 )
 from outboard.devices.nvme.spec import SQE_SIZE
 from outboard.native.jit import jitable
+from outboard.native.libc import monotonic_ns
 from outboard.native.memory import (
     CACHE_LINE,
     copy,
@@ -80,6 +90,9 @@ the cache, so that what they replace need not be read. For longer runs nothing b
 ANNOUNCED_TOGETHER = 8
 """Streamed writes that share one fence before their completions are posted."""
 
+MEASURED = 64
+"""One batch of so many, a power of two, is timed: the clock costs as much as a tenth of a command."""
+
 
 @jitable
 def serve_queue(control: int, plane: int, sq: int, limit: int) -> int:
@@ -96,6 +109,7 @@ def serve_queue(control: int, plane: int, sq: int, limit: int) -> int:
     operations = load64(plane + PL_OPERATIONS)
     for number in range(wanted):
         prefetch(entries + number * SQE_SIZE)
+    since = monotonic_ns() if load64(plane + PL_BATCHES) & (MEASURED - 1) == 0 else 0
     segments = 0
     decoded = 0
     taken = 0
@@ -120,7 +134,7 @@ def serve_queue(control: int, plane: int, sq: int, limit: int) -> int:
             if kind == READ_MEMORY:
                 read_memory(plane, operation, ahead)
             post(sq, following(head, taken, size), load64(operation + OP_CID), 0, 0)
-        elif kind > DIVERT and carry_out(plane, operation, ahead) != 0:
+        elif kind >= READ_BESIDE and carry_out(plane, operation, ahead) != 0:
             if kind == WRITE_BESIDE:
                 streamed += 1
             else:
@@ -130,10 +144,13 @@ def serve_queue(control: int, plane: int, sq: int, limit: int) -> int:
                 announce(sq, operations, head, taken, streamed)
                 streamed = 0
             entry = entries + taken * SQE_SIZE
-            if kind >= DIVERT:
-                begun = divert(control, plane, sq, entry)
-            else:
+            if kind < DIVERT:
                 begun = begin(plane, sq, operation, entry)
+            elif kind in (HOLD_READ, HOLD_WRITE):
+                begun = hold(plane, sq, operation, entry)
+            else:
+                store64(operation + OP_KIND, DIVERT)
+                begun = divert(control, plane, sq, entry)
             if begun == 0:
                 count(plane + PL_BACKED_UP, 1)
                 break
@@ -141,9 +158,25 @@ def serve_queue(control: int, plane: int, sq: int, limit: int) -> int:
         taken += 1
     if streamed > 0:
         announce(sq, operations, head, taken, streamed)
-    store64(sq + SQ_HEAD, following(head, taken - 1, size))
-    tally(plane, operations, taken)
+    head = following(head, taken - 1, size)
+    store64(sq + SQ_HEAD, head)
+    if head == 0 and taken > 0:
+        count(sq + SQ_LAPS, 1)
+    tally(sq, operations, taken)
+    count(plane + PL_COMMANDS, taken)
+    count(plane + PL_BATCHES, 1)
+    if since != 0:
+        measure(plane, operations, taken, monotonic_ns() - since)
     return taken
+
+
+@jitable
+def measure(plane: int, operations: int, taken: int, elapsed: int) -> int:
+    """A batch that stands for `MEASURED` has taken so many nanoseconds: as long as its last command."""
+    last = operations + (taken - 1) * OP_RECORD
+    if taken > 0 and load64(last + OP_KIND) <= WRITE_MEMORY:
+        measured(load64(last + OP_SPACE), elapsed)
+    return count(plane + PL_BUSY, elapsed * MEASURED)
 
 
 @jitable
@@ -165,8 +198,9 @@ def announce(sq: int, operations: int, head: int, taken: int, streamed: int) -> 
 
 
 @jitable
-def tally(plane: int, operations: int, taken: int) -> int:
-    """Count what the fast lane completed of a batch."""
+def tally(sq: int, operations: int, taken: int) -> int:
+    """Count what the fast lane completed of a batch, for each namespace."""
+    space = load64(operations + OP_SPACE)
     reads = 0
     writes = 0
     bytes_read = 0
@@ -174,18 +208,32 @@ def tally(plane: int, operations: int, taken: int) -> int:
     for number in range(taken):
         operation = operations + number * OP_RECORD
         kind = load64(operation + OP_KIND)
-        if kind in (READ_MEMORY, READ_NOTHING):
+        another = load64(operation + OP_SPACE)
+        if another != space:
+            credit(sq, space, reads, writes, bytes_read, bytes_written)
+            space = another
+            reads = writes = bytes_read = bytes_written = 0
+        if kind in (READ_MEMORY, READ_NOTHING, READ_BESIDE):
             reads += 1
             bytes_read += load64(operation + OP_LENGTH)
-        elif kind in (WRITE_MEMORY, WRITE_NOTHING):
+        elif kind in (WRITE_MEMORY, WRITE_NOTHING, WRITE_BESIDE):
             writes += 1
             bytes_written += load64(operation + OP_LENGTH)
-    count(plane + PL_READS, reads)
-    count(plane + PL_WRITES, writes)
-    count(plane + PL_BYTES_READ, bytes_read)
-    count(plane + PL_BYTES_WRITTEN, bytes_written)
-    count(plane + PL_COMMANDS, taken)
-    return count(plane + PL_BATCHES, 1)
+    return credit(sq, space, reads, writes, bytes_read, bytes_written)
+
+
+@jitable
+def credit(sq: int, space: int, reads: int, writes: int, bytes_read: int, bytes_written: int) -> int:
+    """Count what was done with a namespace (0: nothing was)."""
+    if space == 0:
+        return 0
+    if reads > 0:
+        count(space + NS_READS, reads)
+        count(space + NS_BYTES_READ, bytes_read)
+    if writes > 0:
+        count(space + NS_WRITES, writes)
+        count(space + NS_BYTES_WRITTEN, bytes_written)
+    return count(sq + SQ_BYTES, bytes_read + bytes_written)
 
 
 @jitable
@@ -261,13 +309,32 @@ def divert(control: int, plane: int, sq: int, entry: int) -> int:
 @jitable
 def divert_failed(control: int, plane: int, sq: int, entry: int) -> int:
     """As `divert`, for a command that was in flight below: the ring has room for all of those besides."""
-    slot = next_free(load64(plane + PL_SLOW))
+    leave(load64(plane + PL_SLOW), sq, entry)
+    count(plane + PL_DIVERTED, 1)
+    notify(control)
+    return 1
+
+
+@jitable
+def hold(plane: int, sq: int, operation: int, entry: int) -> int:
+    """Have a command of a limited namespace wait for its time; 0 if too many do."""
+    space = load64(operation + OP_SPACE)
+    reading = load64(operation + OP_KIND) == HOLD_READ
+    held = leave(load64(space + (NS_READS_HELD if reading else NS_WRITES_HELD)), sq, entry)
+    count(plane + PL_HELD, held)
+    return held
+
+
+@jitable
+def leave(ring: int, sq: int, entry: int) -> int:
+    """Put a copy of a command into a ring; 0 if that is full."""
+    slot = next_free(ring)
+    if slot == 0:
+        return 0
     store64(slot + SLOW_SQ, sq)
     for offset in range(0, SQE_SIZE, 8):
         store64(slot + SLOW_ENTRY + offset, load64(entry + offset))
-    give(load64(plane + PL_SLOW))
-    count(plane + PL_DIVERTED, 1)
-    notify(control)
+    give(ring)
     return 1
 
 

@@ -8,23 +8,29 @@ from outboard.devices.nvme.datapath.completion import count, post
 from outboard.devices.nvme.datapath.records import (
     CQ_PENDING,
     FLUSH_FILE,
+    NS_BYTES_READ,
+    NS_BYTES_WRITTEN,
+    NS_FD,
+    NS_LATENCY,
+    NS_LONGEST,
+    NS_MEASURED,
+    NS_READS,
+    NS_WRITES,
     OP_CID,
     OP_DISK,
-    OP_FD,
     OP_FLAGS,
     OP_KIND,
     OP_LENGTH,
     OP_SEGMENT,
     OP_SEGMENT_COUNT,
-    PL_BYTES_READ,
-    PL_BYTES_WRITTEN,
+    OP_SPACE,
+    PL_BUSY,
+    PL_BUSY_SINCE,
     PL_FREE,
     PL_IN_FLIGHT,
-    PL_READS,
     PL_SCRATCH,
     PL_SEGMENTS,
     PL_URING,
-    PL_WRITES,
     READ_FILE,
     SEGMENT,
     SEGMENT_HOST,
@@ -34,14 +40,18 @@ from outboard.devices.nvme.datapath.records import (
     SLOT_KIND,
     SLOT_LENGTH,
     SLOT_NEXT,
+    SLOT_SINCE,
+    SLOT_SPACE,
     SLOT_SQ,
     SLOT_VECTOR,
+    SQ_BYTES,
     SQ_CQ,
     SQ_HEAD,
     WRITE_FILE,
 )
 from outboard.devices.nvme.spec import SQE_SIZE
 from outboard.native.jit import jitable
+from outboard.native.libc import monotonic_ns
 from outboard.native.memory import copy, load64, store64
 from outboard.native.uring import (
     FSYNC_DATASYNC,
@@ -64,7 +74,8 @@ def begin(plane: int, sq: int, operation: int, entry: int) -> int:
         return 0
     kind = load64(operation + OP_KIND)
     ring = load64(plane + PL_URING)
-    fd = load64(operation + OP_FD)
+    space = load64(operation + OP_SPACE)
+    fd = load64(space + NS_FD)
     if kind == FLUSH_FILE:
         prepared = uring_prepare(ring, OP_FSYNC, fd, 0, 0, 0, FSYNC_DATASYNC, 0, slot)
     else:
@@ -89,7 +100,12 @@ def begin(plane: int, sq: int, operation: int, entry: int) -> int:
     store64(slot + SLOT_CID, load64(operation + OP_CID))
     store64(slot + SLOT_LENGTH, load64(operation + OP_LENGTH))
     store64(slot + SLOT_KIND, kind)
+    store64(slot + SLOT_SPACE, space)
     copy(slot + SLOT_ENTRY, entry, SQE_SIZE)
+    now = monotonic_ns()
+    store64(slot + SLOT_SINCE, now)
+    if load64(plane + PL_IN_FLIGHT) == 0:
+        store64(plane + PL_BUSY_SINCE, now)
     count(plane + PL_IN_FLIGHT, 1)
     return 1
 
@@ -112,19 +128,32 @@ def reap(plane: int) -> int:
     sq = load64(slot + SLOT_SQ)
     count(load64(sq + SQ_CQ) + CQ_PENDING, -1)
     post(sq, load64(sq + SQ_HEAD), load64(slot + SLOT_CID), 0, 0)
+    space = load64(slot + SLOT_SPACE)
     if kind == READ_FILE:
-        count(plane + PL_READS, 1)
-        count(plane + PL_BYTES_READ, length)
+        count(space + NS_READS, 1)
+        count(space + NS_BYTES_READ, length)
     elif kind == WRITE_FILE:
-        count(plane + PL_WRITES, 1)
-        count(plane + PL_BYTES_WRITTEN, length)
+        count(space + NS_WRITES, 1)
+        count(space + NS_BYTES_WRITTEN, length)
+    count(sq + SQ_BYTES, length)
+    measured(space, monotonic_ns() - load64(slot + SLOT_SINCE))
     release(plane, slot)
     return 1
 
 
 @jitable
+def measured(space: int, elapsed: int) -> int:
+    """A command took so many nanoseconds."""
+    count(space + NS_LATENCY, elapsed)
+    count(space + NS_MEASURED, 1)
+    return store64(space + NS_LONGEST, max(load64(space + NS_LONGEST), elapsed))
+
+
+@jitable
 def release(plane: int, slot: int) -> int:
     """Give a slot back."""
+    if load64(plane + PL_IN_FLIGHT) == 1:
+        count(plane + PL_BUSY, monotonic_ns() - load64(plane + PL_BUSY_SINCE))
     store64(slot + SLOT_NEXT, load64(plane + PL_FREE))
     store64(plane + PL_FREE, slot)
     return count(plane + PL_IN_FLIGHT, -1)

@@ -12,70 +12,77 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 from outboard.devices.nvme import protection
+from outboard.devices.nvme.datapath.counting import InPython, queue_counters, space_counters
+from outboard.devices.nvme.datapath.lanes import Message
 from outboard.devices.nvme.datapath.loop import IDLE, serve
+from outboard.devices.nvme.datapath.placing import (
+    DOORBELL,
+    doorbell_address,
+    fill_buffers,
+    place_doorbells,
+    reach,
+)
 from outboard.devices.nvme.datapath.records import (
+    BATCH,
     BY_PYTHON,
+    BY_SLOW_LANE,
+    CLASS_RECORD,
+    CLASS_WEIGHT,
     CQ_BASE,
     CQ_DELAY,
-    CQ_EVENT,
-    CQ_EVENT_AT,
     CQ_FD,
-    CQ_HEAD,
     CQ_HEAD_AT,
     CQ_RECORD,
-    CQ_SIGNAL,
     CQ_STARVED,
     CQ_THRESHOLD,
     CQ_UNTOLD,
+    LOW,
     NO_INTERRUPT,
-    NS_RECORD,
+    NS_KIND,
     PL_BAD,
     PL_BURST,
+    PL_CLASSES,
     PL_DOZE,
     PL_GRACE,
     PL_INLINE,
     PL_LONGEST_NAP,
-    PL_NAMESPACE_COUNT,
-    PL_NAMESPACES,
     PL_NAP,
     PL_POLLED,
     PL_QUEUE_COUNT,
     PL_SPIN,
     PL_WATCH_COUNT,
+    PL_WEIGHTED,
     SQ_BASE,
-    SQ_EVENT,
-    SQ_EVENT_AT,
     SQ_RECORD,
-    SQ_TAIL,
-    SQ_TAIL_AT,
+    URGENT,
 )
 from outboard.devices.nvme.datapath.spaces import describe
 from outboard.devices.nvme.datapath.tuning import Tuning
+from outboard.devices.nvme.datapath.waiting import Waiting
 from outboard.devices.nvme.datapath.workspace import Workspace
 from outboard.devices.nvme.feature_values import Features
 from outboard.devices.nvme.namespace import Namespace
 from outboard.devices.nvme.queues import CompletionQueue, SubmissionQueue
-from outboard.devices.nvme.spec import CQE_SIZE, SQE_SIZE
 from outboard.dma import GuestMemory
 from outboard.loop import Loop
 from outboard.native.jit import available
 from outboard.native.memory import store32
 from outboard.native.poller import CONTROL, NOTICE_FD, NOTICED, STOP, Poller
-from outboard.native.translation import READ, WRITE, translate
+from outboard.native.translation import READ, WRITE
 from outboard.native.words import Block, Record
 from outboard.storage.fast import Descriptor, fast_of
 
 MICROSECOND = 1_000
-DOORBELL = 4
 
 
 class DataPlane:
     """Serves the I/O queues of one controller: those of ``memory`` that it can reach, the others not.
 
-    While ``frozen`` is set, `place` leaves all of them to Python. ``io_queues`` is the number of queue pairs,
-    ``mdts`` the largest transfer in bytes, ``doorbells`` the address of the doorbells' words. ``vector_fd``
-    gives the eventfd of an interrupt vector that may be written to directly, or a negative number;
-    ``line_heard`` says whether interrupts go by a line.
+    While ``frozen`` is set, `place` leaves all of them to Python. ``weighted``: arbitration is by the queues'
+    priorities. ``waiting`` are commands of limited namespaces that Python will execute, ``in_python`` counts
+    what it has executed. ``io_queues`` is the number of queue pairs, ``mdts`` the largest transfer in bytes,
+    ``doorbells`` the address of their words. ``vector_fd`` gives the eventfd of an interrupt vector that may
+    be written to directly, or a negative number; ``line_heard`` says whether interrupts go by a line.
     """
 
     def __init__(
@@ -108,11 +115,16 @@ class DataPlane:
         self._by_record: dict[int, SubmissionQueue] = {}
         self._sq_records = Block((io_queues + 1) * SQ_RECORD)
         self._cq_records = Block((io_queues + 1) * CQ_RECORD)
-        self._namespaces = Block(most_namespaces * NS_RECORD)
+        self._most_namespaces = most_namespaces
         self._slow_opcodes: Callable[[Namespace], int] = lambda space: 0
+        self.weighted = False
+        self.waiting = Waiting(namespaces)
+        self.in_python = InPython(namespaces)
+        self._described: set[int] = set()
         self._at_work: tuple[Loop, Callable[[], None]] | None = None
         self.workspaces = [
-            Workspace(io_queues, mdts, memory.translation.reader()) for _ in range(max(1, tuning.pollers))
+            Workspace(io_queues, mdts, memory.translation.reader(), most_namespaces)
+            for _ in range(max(1, tuning.pollers))
         ]
         native = available() if tuning.native is None else tuning.native
         # Compiling takes seconds, the first time: not while a client waits.
@@ -123,7 +135,6 @@ class DataPlane:
         self._control[NOTICE_FD], self._control[NOTICED] = -1, 1
         for workspace in self.workspaces:
             record = workspace.record
-            record[PL_NAMESPACES], record[PL_NAMESPACE_COUNT] = self._namespaces.address, most_namespaces
             record[PL_INLINE] = int(self.inline)
             record[PL_SPIN], record[PL_GRACE] = (
                 tuning.spin * MICROSECOND,
@@ -140,15 +151,31 @@ class DataPlane:
 
     @property
     def statistics(self) -> dict[str, int]:
-        """What all pollers have counted, added up."""
+        """What all pollers have counted, and Python, added up."""
         total = dict(self._before)
-        for source in [
-            *(workspace.statistics for workspace in self.workspaces),
-            *(p.statistics for p in self.pollers),
-        ]:
-            for name, value in source.items():
+        for counted in [each.statistics for each in self.workspaces] + [p.statistics for p in self.pollers]:
+            for name, value in counted.items():
                 total[name] = total.get(name, 0) + value
+        total["busy_ns"] += self.in_python.busy_ns
         return total
+
+    def queue_statistics(self) -> dict[int, dict[str, int]]:
+        """For each submission queue there is: ``commands`` and ``bytes`` (of the fast lane).
+
+        ``depth`` is how many commands it has now, with those under way for its completion queue, of which
+        ``completions`` and ``interrupts`` are.
+        """
+        return queue_counters(self._sqs.values())
+
+    def namespace_statistics(self) -> dict[int, dict[str, int]]:
+        """For each namespace there has been: ``reads``, ``writes``, ``bytes_read``, ``bytes_written``.
+
+        ``latency_ns`` is how long those commands took together that were ``measured``, and ``longest_ns`` the
+        longest of them: all that waited for a file or for Python, and the last of one batch in 64 else.
+        The time for which a limit held a command is not counted.
+        """
+        sources = (*(workspace.space_statistics for workspace in self.workspaces), self.in_python.spaces)
+        return space_counters(self._described, sources)
 
     def set_polled(self, polled: bool) -> None:
         """Say whether the host has mapped the doorbells, so that nobody rings."""
@@ -243,15 +270,21 @@ class DataPlane:
             durable = not self._features.write_cache
             self._open_files()
             files = all(workspace.uring for workspace in self.workspaces)
-            self._namespaces.bytes[:] = bytes(self._namespaces.size)
-            for nsid, space in self._spaces.items():
-                if space.protection:
-                    protection.prepare()
-                record = Record(self._namespaces, (nsid - 1) * NS_RECORD)
-                slow = self._slow_opcodes(space)
-                describe(record, space, slow=slow, durable=durable, files=files)
+            gone = self._described - self._spaces.keys()
+            self._described = set(self._spaces)
+            limits = {nsid: space.limits for nsid, space in self._spaces.items() if space.limits.active}
+            if any(space.protection for space in self._spaces.values()):
+                protection.prepare()
             for workspace in self.workspaces:
+                for nsid in gone:
+                    workspace.space(nsid)[NS_KIND] = BY_SLOW_LANE
+                for nsid, space in self._spaces.items():
+                    slow = self._slow_opcodes(space)
+                    describe(workspace.space(nsid), space, slow=slow, durable=durable, files=files)
+                self._keep(workspace.lanes.arrange(limits))
                 workspace.record[PL_BURST] = self._features.burst
+                for priority, weight in enumerate((BATCH, *self._features.weights)):
+                    workspace.record[PL_CLASSES + priority * CLASS_RECORD + CLASS_WEIGHT] = weight
             for cq in self._cqs.values():
                 self._set_interrupts(cq)
 
@@ -270,16 +303,18 @@ class DataPlane:
         groups: dict[int, list[SubmissionQueue]] = {cq.id: [] for cq in self._cqs.values()}
         for sq in self._sqs.values():
             groups[sq.cq.id].append(sq)
-        queues: list[list[int]] = [[] for _ in self.workspaces]
+        queues: list[list[list[int]]] = [[[] for _ in range(LOW + 1)] for _ in self.workspaces]
         cqs: list[list[int]] = [[] for _ in self.workspaces]
         watched: list[list[int]] = [[] for _ in self.workspaces]
         self._by_record = {sq.record.address: sq for sq in self._sqs.values()}
+        table = self._memory.translation.address
         for cqid, sqs in groups.items():
             cq = self._cqs[cqid]
-            self._place_doorbells(cq, sqs)
-            if cqid != 0 and not (self.frozen or self._halted) and self._reach(cq, sqs):
+            place_doorbells(table, self.shadow, cq, sqs)
+            if cqid != 0 and not (self.frozen or self._halted) and reach(table, cq, sqs):
                 lane = self._lane(cqid)
-                queues[lane] += [sq.record.address for sq in sqs]
+                for sq in sqs:
+                    queues[lane][sq.priority if self.weighted else URGENT].append(sq.record.address)
                 cqs[lane].append(cq.record.address)
                 self._set_interrupts(cq)
                 if cq.record[CQ_FD] == BY_PYTHON:
@@ -292,8 +327,10 @@ class DataPlane:
             if self.polled:
                 watched[0] += [sq.doorbell for sq in sqs] + [cq.doorbell]
         for number, workspace in enumerate(self.workspaces):
+            workspace.record[PL_WEIGHTED] = int(self.weighted)
             workspace.give_queues(queues[number], cqs[number], watched[number])
             self._sort_returning(workspace)
+            self._keep(workspace.lanes.take(lambda at, _: not self._by_record[at].cq.fast))
 
     def vector_changed(self, number: int) -> None:
         """The vector has another descriptor or mask; when this returns the old one is no longer used."""
@@ -322,7 +359,8 @@ class DataPlane:
         with self.paused():
             self._halted = True
             for workspace in self.workspaces:
-                workspace.record[PL_QUEUE_COUNT] = workspace.record[PL_WATCH_COUNT] = 0
+                for count in (PL_QUEUE_COUNT, PL_WATCH_COUNT, PL_WEIGHTED):
+                    workspace.record[count] = 0
 
     def slow_commands(self, limit: int) -> Iterator[tuple[SubmissionQueue, bytes]]:
         """Take up to ``limit`` commands that are Python's: their queues, and their 64 bytes."""
@@ -349,6 +387,14 @@ class DataPlane:
                     entries.append(entry)
                 else:
                     workspace.put_slow(record, entry)
+        return entries + self.withdraw_held(sq, lambda entry: True)
+
+    def withdraw_held(self, sq: SubmissionQueue, wanted: Callable[[bytes], bool]) -> list[bytes]:
+        """Take back the commands of ``sq`` that are ``wanted`` and wait for their time. Only while paused."""
+        entries = self.waiting.take(lambda queue, entry: queue is sq and wanted(entry))
+        for workspace in self.workspaces:
+            found = workspace.lanes.take(lambda at, entry: at == sq.record.address and wanted(entry))
+            entries += [entry for _, entry in found]
         return entries
 
     @property
@@ -381,15 +427,6 @@ class DataPlane:
                 found += 1
         return found
 
-    @staticmethod
-    def take_signal(cq: CompletionQueue) -> bool:
-        """Whether a loop wants the host to be interrupted for ``cq`` by Python, since the last time."""
-        if not cq.record[CQ_SIGNAL]:
-            return False
-        # Taken back before the host is interrupted: what the loop says from now on is said once more.
-        cq.record[CQ_SIGNAL] = 0
-        return True
-
     @property
     def shadowable(self) -> bool:
         """Whether doorbells may be in guest memory: offered, and memory is there to be reached by address.
@@ -403,19 +440,10 @@ class DataPlane:
 
     def set_shadow(self, tails_and_heads: int, events: int) -> bool:
         """The host's doorbell buffers: their IOVAs. False if they cannot be reached by address."""
-        pages = [
-            self._address(base, 0, rights)
-            for base, rights in ((tails_and_heads, READ | WRITE), (events, WRITE))
-        ]
-        if not all(pages):
+        table = self._memory.translation.address
+        if not fill_buffers(table, (tails_and_heads, events), self._sqs.values(), self._cqs.values()):
             return False
         self.shadow = tails_and_heads, events
-        for sq in self._sqs.values():
-            if sq.id:
-                store32(pages[0] + 2 * sq.id * DOORBELL, sq.tail)
-        for cq in self._cqs.values():
-            if cq.id:
-                store32(pages[0] + (2 * cq.id + 1) * DOORBELL, cq.head)
         return True
 
     def clear_shadow(self, qid: int, *, head: bool) -> None:
@@ -430,6 +458,7 @@ class DataPlane:
         self.shadow = None
         self._halted = False
         self._by_record = {}
+        self.waiting.take(lambda sq, entry: True)
         for workspace in self.workspaces:
             workspace.reset()
 
@@ -438,38 +467,7 @@ class DataPlane:
         noticed()
 
     def _address(self, base: int, offset: int, rights: int) -> int:
-        return translate(self._memory.translation.address, base + offset, DOORBELL, rights)
-
-    def _place_doorbells(self, cq: CompletionQueue, sqs: list[SubmissionQueue]) -> None:
-        """Find where the host puts tails and heads now, and where it wants the event indices."""
-        tail_fields = [
-            (sq.record, 2 * sq.id, SQ_TAIL_AT, SQ_EVENT_AT, SQ_EVENT, SQ_TAIL, sq.doorbell) for sq in sqs
-        ]
-        head_field = (cq.record, 2 * cq.id + 1, CQ_HEAD_AT, CQ_EVENT_AT, CQ_EVENT, CQ_HEAD, cq.doorbell)
-        for record, number, at, event_at, event, known, doorbell in (*tail_fields, head_field):
-            where = [0, 0]
-            if self.shadow is not None and number > 1:
-                where = [
-                    self._address(base, number * DOORBELL, rights)
-                    for base, rights in zip(self.shadow, (READ, WRITE), strict=True)
-                ]
-                if not all(where):
-                    # The buffer is gone for now: nothing new is seen until it is back.
-                    store32(doorbell, record[known])
-                    where = [0, 0]
-            record[at], record[event_at], record[event] = where[0] or doorbell, where[1], -1
-
-    def _reach(self, cq: CompletionQueue, sqs: list[SubmissionQueue]) -> bool:
-        """Set our addresses of the rings of a group of queues; False if one has none."""
-        table = self._memory.translation.address
-        base = translate(table, cq.address, cq.size * CQE_SIZE, WRITE) if not cq.owed else 0
-        bases = [translate(table, sq.address, sq.size * SQE_SIZE, READ) for sq in sqs]
-        if base == 0 or not all(bases):
-            return False
-        cq.record[CQ_BASE] = base
-        for sq, address in zip(sqs, bases, strict=True):
-            sq.record[SQ_BASE] = address
-        return True
+        return doorbell_address(self._memory.translation.address, base, offset, rights)
 
     def _lane(self, cqid: int) -> int:
         """The number of the poller, and of its workspace, that a completion queue is for."""
@@ -484,6 +482,13 @@ class DataPlane:
             else:
                 sq.cq.pending -= 1
                 sq.cq.owe(sq, cid, status, result)
+
+    def _keep(self, commands: list[Message]) -> None:
+        """What no loop holds any more waits on in Python."""
+        for address, entry in commands:
+            self.waiting.put(self._by_record[address], entry)
+        if commands:
+            self.waiting.noticed()
 
     def _set_interrupts(self, cq: CompletionQueue) -> None:
         """Set how a loop interrupts for ``cq``, and what it gathers before."""

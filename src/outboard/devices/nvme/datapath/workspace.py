@@ -6,30 +6,47 @@ from collections import deque
 from collections.abc import Sequence
 from itertools import pairwise
 
+from outboard.devices.nvme.datapath.counting import MOVED
+from outboard.devices.nvme.datapath.lanes import Lanes
 from outboard.devices.nvme.datapath.records import (
     BACK_RECORD,
     BATCH,
+    CLASS_CURSOR,
+    CLASS_END,
+    CLASS_FIRST,
+    CLASS_RECORD,
     IN_FLIGHT,
+    LOW,
+    NS_BYTES_READ,
+    NS_BYTES_WRITTEN,
+    NS_LATENCY,
+    NS_LONGEST,
+    NS_MEASURED,
+    NS_READS,
+    NS_RECORD,
+    NS_WRITES,
     OP_RECORD,
     PL_BACK,
     PL_BACKED_UP,
     PL_BATCHES,
-    PL_BYTES_READ,
-    PL_BYTES_WRITTEN,
+    PL_BUSY,
+    PL_CLASSES,
     PL_COMMANDS,
     PL_CQ_COUNT,
     PL_CQS,
     PL_CURSOR,
     PL_DIVERTED,
     PL_FREE,
+    PL_HELD,
     PL_IN_FLIGHT,
     PL_INTERRUPTS,
     PL_MDTS,
+    PL_NAMESPACE_COUNT,
+    PL_NAMESPACES,
     PL_NAPS,
     PL_OPERATIONS,
     PL_QUEUE_COUNT,
     PL_QUEUES,
-    PL_READS,
     PL_RECORD,
     PL_SEGMENT_COUNT,
     PL_SEGMENTS,
@@ -44,7 +61,6 @@ from outboard.devices.nvme.datapath.records import (
     PL_WATCH_COUNT,
     PL_WATCHED,
     PL_WITHHELD,
-    PL_WRITES,
     SEGMENT,
     SLOT_NEXT,
     SLOT_RECORD,
@@ -61,7 +77,7 @@ from outboard.errors import SetupError
 from outboard.native import uring
 from outboard.native.memory import load32, store64
 from outboard.native.ring import Ring
-from outboard.native.words import WORD, Block
+from outboard.native.words import WORD, Block, Record
 
 log = logging.getLogger(__name__)
 
@@ -74,25 +90,33 @@ MOST_SEGMENTS = 1024
 COUNTERS = {
     "commands": PL_COMMANDS,
     "batches": PL_BATCHES,
-    "reads": PL_READS,
-    "writes": PL_WRITES,
-    "bytes_read": PL_BYTES_READ,
-    "bytes_written": PL_BYTES_WRITTEN,
     "diverted": PL_DIVERTED,
+    "held": PL_HELD,
     "interrupts": PL_INTERRUPTS,
     "withheld": PL_WITHHELD,
     "naps": PL_NAPS,
     "backed_up": PL_BACKED_UP,
+    "busy_ns": PL_BUSY,
+}
+
+SPACE_COUNTERS = {
+    "reads": NS_READS,
+    "writes": NS_WRITES,
+    "bytes_read": NS_BYTES_READ,
+    "bytes_written": NS_BYTES_WRITTEN,
+    "latency_ns": NS_LATENCY,
+    "measured": NS_MEASURED,
+    "longest_ns": NS_LONGEST,
 }
 
 
 class Workspace:
     """What one poller works with. ``queues`` is the most it serves, ``mdts`` the largest transfer in bytes.
 
-    ``table`` is the translation's address.
+    ``table`` is the translation's address, ``namespaces`` the largest namespace identifier.
     """
 
-    def __init__(self, queues: int, mdts: int, table: int) -> None:
+    def __init__(self, queues: int, mdts: int, table: int, namespaces: int) -> None:
         self.record = Block(PL_RECORD)
         self._queues, self._cqs = Block(queues * WORD), Block(queues * WORD)
         self._watched = Block(2 * (queues + 1) * WATCH_RECORD)
@@ -101,6 +125,9 @@ class Workspace:
         self._segments = Block(BATCH * segments * SEGMENT)
         self._staged = Block(mdts)
         self._staged_metadata = Block(max(mdts // each.block_size * each.metadata for each in FORMATS))
+        self._spaces = Block(namespaces * NS_RECORD)
+        self._most_namespaces = namespaces
+        self.lanes = Lanes(self.record, self.space, namespaces)
         self._slow = Ring(2 * IN_FLIGHT, SLOW_RECORD)
         self._back = Ring(2 * IN_FLIGHT, BACK_RECORD)
         self._late: deque[tuple[int, int, int, int]] = deque()
@@ -119,6 +146,8 @@ class Workspace:
             (PL_STAGED_METADATA, self._staged_metadata.address),
             (PL_SLOW, self._slow.address),
             (PL_BACK, self._back.address),
+            (PL_NAMESPACES, self._spaces.address),
+            (PL_NAMESPACE_COUNT, namespaces),
         ):
             self.record[field] = value
         self._vector = min(segments, MOST_SEGMENTS)
@@ -136,24 +165,46 @@ class Workspace:
     @property
     def statistics(self) -> dict[str, int]:
         """What the loop has counted since it was made."""
-        return {name: self.record[field] for name, field in COUNTERS.items()}
+        counted = {name: self.record[field] for name, field in COUNTERS.items()}
+        each = self.space_statistics.values()
+        return counted | {name: sum(counters[name] for counters in each) for name in MOVED}
+
+    def space(self, nsid: int) -> Record:
+        """What the loop knows of a namespace."""
+        return Record(self._spaces, (nsid - 1) * NS_RECORD)
+
+    @property
+    def space_statistics(self) -> dict[int, dict[str, int]]:
+        """What the loop did with each namespace."""
+        return {
+            nsid: {name: self.space(nsid)[field] for name, field in SPACE_COUNTERS.items()}
+            for nsid in range(1, self._most_namespaces + 1)
+        }
 
     @property
     def busy(self) -> bool:
         """Whether a command is in flight below."""
         return self.record[PL_IN_FLIGHT] != 0
 
-    def give_queues(self, queues: Sequence[int], cqs: Sequence[int], watched: Sequence[int]) -> None:
-        """Set the queues to serve, by the addresses of their records, and the doorbells to watch."""
-        for number, address in enumerate(queues):
-            self._queues[number * WORD] = address
+    def give_queues(
+        self, queues: Sequence[Sequence[int]], cqs: Sequence[int], watched: Sequence[int]
+    ) -> None:
+        """Set the queues to serve and the doorbells to watch: of each class the addresses of its records."""
+        count = 0
+        for priority, members in enumerate(queues):
+            record = Record(self.record, PL_CLASSES + priority * CLASS_RECORD)
+            record[CLASS_FIRST], record[CLASS_CURSOR] = count, 0
+            for address in members:
+                self._queues[count * WORD] = address
+                count += 1
+            record[CLASS_END] = count
         for number, address in enumerate(cqs):
             self._cqs[number * WORD] = address
         for number, address in enumerate(watched):
             self._watched[number * WATCH_RECORD + WATCH_AT] = address
             # A value seen before is no news; one that came meanwhile may be: it is told once too often then.
             self._watched[number * WATCH_RECORD + WATCH_SEEN] = load32(address) ^ 1
-        self.record[PL_QUEUE_COUNT], self.record[PL_CQ_COUNT] = len(queues), len(cqs)
+        self.record[PL_QUEUE_COUNT], self.record[PL_CQ_COUNT] = count, len(cqs)
         self.record[PL_WATCH_COUNT], self.record[PL_CURSOR] = len(watched), 0
 
     def take_slow(self) -> tuple[int, bytes] | None:
@@ -205,7 +256,8 @@ class Workspace:
         self._slow.clear()
         self._back.clear()
         self._late.clear()
-        self.give_queues((), (), ())
+        self.lanes.take(lambda queue, entry: True)
+        self.give_queues(((),) * (LOW + 1), (), ())
 
     def close(self) -> None:
         """Let go of the kernel's ring. Nothing is in flight."""
