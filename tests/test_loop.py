@@ -46,6 +46,16 @@ def test_timers_run_by_their_time_and_not_when_cancelled(loop: Loop) -> None:
     assert seen == ["early", "late"]
 
 
+@pytest.mark.parametrize("inside_another", [False, True])
+def test_a_timer_may_be_due_in_a_future_that_no_clock_has(loop: Loop, inside_another: bool) -> None:
+    if inside_another:
+        loop.fileno()
+    for seconds in (1e7, 1e308):
+        loop.after(seconds, lambda: None)
+    loop.wake()
+    assert loop.run_once()
+
+
 def test_a_call_from_another_thread_wakes_the_loop(loop: Loop) -> None:
     seen: list[int] = []
     loop.run_once(0)
@@ -112,3 +122,10 @@ def test_a_regular_file_cannot_be_watched(loop: Loop) -> None:
     with pytest.raises(OSError, match="not permitted"):
         loop.watch(fd, lambda: None)
     os.close(fd)
+
+
+def test_a_timer_may_be_due_in_years(loop: Loop) -> None:
+    timer = loop.after(1e9, lambda: None)
+    loop.wake()
+    assert loop.run_once()
+    timer.cancel()

@@ -19,6 +19,7 @@
     ├── StorageError             what is behind a disk failed or cannot be opened
     ├── CaptureError             a capture file that is none, or damaged
     ├── SetupError               the machine lacks something; says what mends it
+    │   └── ConfigurationError   what a file, a flag or a caller asks for cannot be (the configuration's)
     └── GuestError               a guest virtual machine failed or answered badly
 
 Every error carries ``fault`` (see `Fault`) and ``errno``: what goes into the error reply when the
@@ -36,6 +37,7 @@ class Fault(StrEnum):
     PEER = "the peer's"
     GUEST = "the guest's"
     AUTHOR = "the device author's"
+    CONFIGURATION = "the configuration's"
     MACHINE = "the machine's"
 
 
@@ -169,6 +171,12 @@ class SetupError(OutboardError):
     """The machine lacks something; the sentence ends with what mends it."""
 
     fault = Fault.MACHINE
+
+
+class ConfigurationError(SetupError):
+    """What a configuration file, or a flag, asks for cannot be; the sentence begins with the place."""
+
+    fault = Fault.CONFIGURATION
 
 
 class GuestError(OutboardError):

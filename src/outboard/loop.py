@@ -24,6 +24,8 @@ OWN_DESCRIPTORS = 1
 """What a loop watches for itself: its waker."""
 AT_ONCE = 16
 """Descriptors asked for in one wait; by default, room for a thousand is made every time."""
+LONGEST, FOREVER = 86400.0, 1e9
+"""Seconds of one wait, where epoll takes 24 days, and until a timer is due, where timerfd takes 292 years."""
 NOT_WRITABLE, NOT_READABLE = ~select.EPOLLOUT, ~select.EPOLLIN
 
 Callback = Callable[[], None]
@@ -102,7 +104,7 @@ class Loop:
 
     def after(self, seconds: float, callback: Callback) -> Timer:
         """Runs `callback` once, `seconds` from now; only from the loop's own thread."""
-        timer = Timer(time.monotonic() + seconds, callback)
+        timer = Timer(time.monotonic() + min(seconds, FOREVER), callback)
         heapq.heappush(self._timers, timer)
         self._set_alarm()
         return timer
@@ -225,7 +227,7 @@ class Loop:
             heapq.heappop(self._timers)
         if not self._timers:
             return timeout
-        until_due = max(0.0, self._timers[0].due - time.monotonic())
+        until_due = min(max(0.0, self._timers[0].due - time.monotonic()), LONGEST)
         return until_due if timeout is None else min(timeout, until_due)
 
     def _run_due(self) -> bool:

@@ -183,7 +183,7 @@ def test_an_inherited_connection_ends_it_when_its_client_goes(tmp_path: Path) ->
 
 def test_names_are_shown_as_they_are(operated: Operated, outboard: Outboard) -> None:
     control = {"OUTBOARD_CONTROL": str(operated.folder / "control.sock")}
-    name = "[bold][red].img"
+    name = f"[bold][red]{'long' * 30}.img"
     assert outboard("ctl", "namespace", "add", f"./{name},size=1M", **control).returncode == 0
     assert name in outboard("ctl", "show", **control).stdout
 
@@ -245,6 +245,8 @@ def test_any_method_can_be_called_and_wrong_words_are_a_wrong_use(
     control = {"OUTBOARD_CONTROL": str(operated.folder / "control.sock")}
     called = outboard("ctl", "call", "log.level", '{"level": "debug"}', "--json", **control)
     assert json.loads(called.stdout) == {"level": "debug"}
+    told = outboard("ctl", "rpc", "discover", **control)
+    assert all(method in told.stdout for method in METHODS)
     assert outboard("ctl", "namespace", "ad", **control).returncode == 2
     refused = outboard("ctl", "namespace", "remove", "9", **control)
     assert refused.returncode == 1

@@ -130,7 +130,20 @@ def counted(time: float, reads: int, cntlid: int = 1) -> dict[str, Any]:
         "reads": reads,
         **numbers,
         "counters": {"interrupts": reads // 2},
-        "queues": [{"id": 1, "entries": 8, "waiting": 3, "unconsumed": 0, "vector": 0, "compiled": True}],
+        "queues": [
+            {
+                "id": 1,
+                "entries": 8,
+                "waiting": 3,
+                "unconsumed": 0,
+                "vector": 0,
+                "compiled": True,
+                "depth": 4,
+                "commands": reads,
+                "bytes": 512 * reads,
+                "interrupts": reads // 2,
+            }
+        ],
     }
     return {"time": time, "subsystems": [{"name": "main", "controllers": [controller], "namespaces": []}]}
 
@@ -138,6 +151,28 @@ def counted(time: float, reads: int, cntlid: int = 1) -> dict[str, Any]:
 def test_rates_are_differences_by_the_servers_clock() -> None:
     (row,) = tables_of(counted(10.0, 100), counted(12.0, 500))["controllers"]
     assert (row["reads"], row["interrupts"], row["waiting"]) == (200.0, 100.0, 3)
+
+
+def test_a_queue_has_rates_too() -> None:
+    (row,) = tables_of(counted(10.0, 100), counted(12.0, 500))["queues"]
+    assert (row["commands"], row["bytes"], row["interrupts"], row["depth"]) == (200.0, 102400.0, 100.0, 4)
+
+
+def test_the_latency_of_a_namespace_is_that_of_the_time_between() -> None:
+    before, after = counted(10.0, 0), counted(12.0, 0)
+    quiet = dict.fromkeys(("writes", "bytes_read", "bytes_written"), 0)
+    space = {"nsid": 1, "size": 512, "attached": [1], **quiet}
+    before["subsystems"][0]["namespaces"] = [space | {"reads": 10, "measured": 10, "latency_ns": 10**9}]
+    after["subsystems"][0]["namespaces"] = [
+        space | {"reads": 410, "measured": 14, "latency_ns": 10**9 + 80_000},
+        space | {"nsid": 2, "reads": 0, "measured": 0, "latency_ns": 0},
+    ]
+    first, second = tables_of(before, after)["namespaces"]
+    assert (first["reads"], first["latency"], second["latency"]) == (200.0, 20_000.0, None)
+    console = Console(file=io.StringIO(), width=150)
+    console.print(as_text(tables_of(before, after)))
+    assert isinstance(console.file, io.StringIO)
+    assert "20 us" in console.file.getvalue()
 
 
 def test_a_controller_that_came_since_counts_from_zero_and_one_made_anew_never_backwards() -> None:

@@ -92,6 +92,11 @@ CONTROLLER = '[[subsystem.main.controller]]\nsocket = "a.sock"\n'
             "serial 'X' is there 2 times",
         ),
         (
+            '[subsystem.a]\nstate = "/s.json"\ncontroller = [{socket = "a"}]\n'
+            '[subsystem.b]\nstate = "/./s.json"\ncontroller = [{socket = "b"}]\n',
+            "state '/s.json' is there 2 times",
+        ),
+        (
             CONTROLLER + "[[subsystem.main.namespace]]\nnsid = 1",
             "subsystem.main.namespace[0].backend is missing: ram:",
         ),

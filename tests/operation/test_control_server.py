@@ -176,6 +176,18 @@ def test_the_client_says_what_the_server_refused_and_whose_fault_it_is(ask: Ask)
     assert refused.value.fault is Fault.MACHINE
 
 
+@pytest.mark.parametrize("name", ["a\0b", "\ud800"])
+def test_a_name_that_no_file_and_no_user_can_have_is_refused(ask: Ask, tmp_path: Path, name: str) -> None:
+    for method, params in (
+        ("namespace.add", {"backend": f"./{name},size=1M"}),
+        ("controller.add", {"socket": name}),
+        ("controller.add", {"socket": str(tmp_path / "c.sock"), "socket_owner": name}),
+        ("controller.add", {"socket": str(tmp_path / "c.sock"), "allow_group": [name]}),
+    ):
+        with pytest.raises(RemoteError, match="it is text, of characters that names can have"):
+            ask(method, **params)
+
+
 def test_the_client_says_so_if_nobody_answers(tmp_path: Path) -> None:
     with pytest.raises(ConnectionLost, match="nobody can be asked at"):
         ControlClient(tmp_path / "nowhere.sock")

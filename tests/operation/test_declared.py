@@ -40,6 +40,7 @@ class Car(Wheel):
     colour: Literal["red", "blue"] = "red"
     open: bool = False
     load: float = 0.0
+    name: str = ""
 
 
 def test_what_fits_becomes_the_dataclass() -> None:
@@ -59,7 +60,7 @@ def test_what_fits_becomes_the_dataclass() -> None:
         ({"size": 1, "spoke": 2}, "spoke means nothing: did you mean spokes?"),
         (
             {"size": 1, "zzz": 2},
-            "zzz means nothing: there are size, spokes, wheels, named, colour, open, load",
+            "zzz means nothing: there are size, spokes, wheels, named, colour, open, load, name",
         ),
         (
             {"size": 1, "z" * 99: 2},
@@ -76,6 +77,8 @@ def test_what_fits_becomes_the_dataclass() -> None:
         ({"size": 1, "wheels": [{"size": 1}, 3]}, "wheels[1] is 3: it is a table"),
         ({"size": 1, "wheels": [{"size": 1, "spokes": -1}]}, "wheels[0].spokes is -1: it is 0 to 64"),
         ({"size": 1, "named": {"spare": {}}}, "named.spare.size is missing: How large, in bytes."),
+        ({"size": 1, "name": "a\0b"}, r"name is 'a\x00b': it is text, of characters that names can have"),
+        ({"size": 1, "name": "\ud800"}, r"name is '\ud800': it is text, of characters that names"),
         ({"size": 1, "colour": "x" * 500}, f"colour is '{'x' * 59}...: it is one of red, blue"),
     ],
 )

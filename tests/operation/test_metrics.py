@@ -52,6 +52,13 @@ def test_what_hosts_do_is_counted(running: Running, tmp_path: Path) -> None:
     assert value(found, "outboard_nvme_queue_entries", **place, queue="1") > 1
     assert value(found, "outboard_nvme_namespace_size_bytes", subsystem="main", nsid="2") == 1 << 30
     assert value(found, "outboard_nvme_namespace_controllers", subsystem="main", nsid="1") == 2
+    space = {"subsystem": "main", "nsid": "1"}
+    assert value(found, "outboard_nvme_namespace_commands_total", **space, direction="write") == 1
+    assert value(found, "outboard_nvme_namespace_bytes_total", **space, direction="read") == 512
+    assert value(found, "outboard_nvme_namespace_measured_commands_total", **space) >= 1
+    assert value(found, "outboard_nvme_namespace_latency_seconds_total", **space) > 0
+    assert value(found, "outboard_nvme_queue_commands_total", **place, queue="1") == 2
+    assert value(found, "outboard_nvme_queue_completions_total", **place, queue="1") == 2
 
 
 def test_names_and_types_follow_the_conventions(running: Running) -> None:
@@ -72,7 +79,7 @@ def test_a_port_that_is_taken_is_told_and_nothing_stays(running: Running, run: R
         run(other)
 
 
-@pytest.mark.parametrize("listen", ["nowhere.invalid:9100", "9100"])
+@pytest.mark.parametrize("listen", ["nowhere.invalid:9100", "9100", "a..b:9100"])
 def test_an_address_that_is_none_is_told(run: Run, tmp_path: Path, listen: str) -> None:
     with pytest.raises(SetupError, match="metrics"):
         run(document(tmp_path) | {"metrics": {"listen": listen}})

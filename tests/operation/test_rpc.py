@@ -80,6 +80,7 @@ def test_the_examples_of_the_specification(line: str, expected: Any) -> None:
         ('{"jsonrpc": "2.0", "method": "subtract", "params": "bar", "id": 1}', -32600),
         ('{"jsonrpc": "2.0", "method": "subtract", "id": [1]}', -32600),
         ('{"jsonrpc": "2.0", "method": "subtract", "id": true}', -32600),
+        ('{"jsonrpc": "2.0", "method": "subtract", "id": 1e999}', -32600),
         ('{"jsonrpc": "1.0", "method": "subtract", "id": 1}', -32600),
         ('{"method": "subtract", "id": 1}', -32600),
         ('{"jsonrpc": "2.0", "method": "subtrcat", "id": 1}', -32601),

@@ -11,7 +11,7 @@ import pytest
 
 from outboard.client import Client
 from outboard.drivers.nvme import CNS_NAMESPACE, NvmeDriver
-from outboard.errors import ConnectionLost, DefinitionError, RemoteError, SetupError, StorageError
+from outboard.errors import ConfigurationError, ConnectionLost, RemoteError, SetupError, StorageError
 from outboard.operation import ControlClient
 from outboard.operation.control.methods import METHODS
 from outboard.operation.declared import Misfit
@@ -36,6 +36,9 @@ def test_a_namespace_that_is_added_is_seen_and_serves(ask: Ask, driver: NvmeDriv
         "metadata": 0,
         "shared": True,
         "zones": 0,
+        "ana_group": 1,
+        "protection": "none",
+        "created": False,
         "attached": [1, 2],
     }
     assert driver.namespaces() == [1, 2, 3]
@@ -188,7 +191,13 @@ def test_statistics_count_what_hosts_do(ask: Ask, driver: NvmeDriver) -> None:
     assert (second["reads"], second["writes"], second["queues"]) == (0, 0, [])
     assert [queue["id"] for queue in first["queues"]] == [0, 1]
     assert [queue["waiting"] for queue in first["queues"]] == [0, 0]
+    assert [queue["commands"] for queue in first["queues"]][1:] == [4]
+    assert [queue["depth"] for queue in first["queues"]] == [0, 0]
     assert [space["size"] for space in main["namespaces"]] == [1 << 20, 1 << 30]
+    used, unused = main["namespaces"]
+    assert (used["reads"], used["writes"], used["bytes_read"], used["bytes_written"]) == (3, 1, 3072, 4096)
+    assert 0 < used["longest_ns"] <= used["latency_ns"]
+    assert (unused["reads"], unused["measured"], unused["latency_ns"]) == (0, 0, 0)
     assert ask("statistics.get")["time"] > found["time"]
 
 
@@ -240,8 +249,8 @@ def test_which_of_several_subsystems_is_meant_has_to_be_said(run: Run, tmp_path:
     ("namespaces", "error", "sentence"),
     [
         ([{"backend": "ram:1M"}, {"backend": "nbdx:a"}], StorageError, "namespace[1]: there is no storage"),
-        ([{"backend": "ram:1M", "block_size": 8}], DefinitionError, "namespace[0]: a block size of 8"),
-        ([{"backend": "ram:1M", "nsid": 1}] * 2, DefinitionError, "namespace[1]: namespace 1 is there"),
+        ([{"backend": "ram:1M", "block_size": 8}], ConfigurationError, "namespace[0]: a block size of 8"),
+        ([{"backend": "ram:1M", "nsid": 1}] * 2, ConfigurationError, "namespace[1]: namespace 1 is there"),
     ],
 )
 def test_what_cannot_be_opened_is_told_with_its_place_and_nothing_stays(

@@ -81,6 +81,8 @@ def test_an_option_that_is_there_twice_belongs_to_the_path(
         ("new.img,size=1,5G", "not a size"),
         ("huge.img,size=8000P", "cannot make"),
         ("file:", "names no file"),
+        ("volatile:" * 5000 + "ram:1M", "one is enough"),
+        ("/proc/self/mem", "has no size, so it is no disk"),
     ],
 )
 def test_a_refusal_says_what_to_do(

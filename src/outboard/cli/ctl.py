@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
 from cyclopts import App, Parameter
-from rich.console import Console
 
-from outboard.cli.ctl_report import REPORTS, as_text
+from outboard.cli.ctl_report import REPORTS, as_text, console
 from outboard.errors import SetupError
 from outboard.operation.control.client import ControlClient
 from outboard.operation.control.method import Method
 from outboard.operation.control.methods import METHODS
-from outboard.operation.declared import Field, Size, from_text
+from outboard.operation.declared import Field, from_text, is_size
+from outboard.storage import format_size
 
 VARIABLE = "OUTBOARD_CONTROL"
 SHORT = {"show": "subsystem.show", "stats": "statistics.get"}
@@ -49,20 +49,21 @@ class Session:
             print(json_module.dumps(result, indent=2))
         elif result is not None:
             as_words = REPORTS.get(method, as_text)
-            Console(highlight=False).print(as_words(result))
+            console().print(as_words(result))
 
 
 def application(tell: Callable[[str, dict[str, Any]], None]) -> App:
     """All commands, those of a noun in an application of its own; ``tell`` carries one out."""
-    app = App(name="ctl", help_format="markdown")
+    app = App(name="ctl", help_format="markdown", usage="Usage: outboard ctl COMMAND [OPTIONS]")
     nouns: dict[str, list[str]] = {}
     for name in METHODS:
         noun, _, verb = name.partition(".")
         nouns.setdefault(noun, []).append(verb)
     for noun, verbs in nouns.items():
-        inner = App(name=noun, help=f"{noun.capitalize()}: {', '.join(verbs)}.")
-        for verb in verbs:
-            inner.command(_command(METHODS[f"{noun}.{verb}"], tell), name=verb.replace("_", "-"))
+        words = {verb.replace("_", "-"): METHODS[f"{noun}.{verb}"] for verb in verbs}
+        inner = App(name=noun, help=", ".join(words))
+        for word, method in words.items():
+            inner.command(_command(method, tell), name=word)
         app.command(inner)
     for word, name in SHORT.items():
         app.command(_command(METHODS[name], tell), name=word)
@@ -115,7 +116,8 @@ def _parameter(field: Field) -> inspect.Parameter:
         annotation = _told(kind, meaning)
         return inspect.Parameter(field.name, inspect.Parameter.POSITIONAL_ONLY, annotation=annotation)
     if field.default not in (None, ()):
-        meaning += f" [default: {str(field.default).lower()}]"
+        usual = format_size(field.default) if is_size(field.kind) else str(field.default).lower()
+        meaning += f" [default: {usual}]"
     return inspect.Parameter(
         field.name,
         inspect.Parameter.KEYWORD_ONLY,
@@ -130,7 +132,7 @@ def _told(kind: Any, meaning: str) -> Any:
 
 def _plain(kind: Any) -> Any:
     """The annotation without what narrows it, which the server checks; a size is text, a table is JSON."""
-    if kind == Size or get_origin(kind) is dict:
+    if is_size(kind) or get_origin(kind) is dict:
         return str
     return _plain(get_args(kind)[0]) if get_origin(kind) is Annotated else kind
 

@@ -1,15 +1,24 @@
 """What `outboard ctl` prints for people: tables, made of what the control socket answers."""
 
+import sys
 from typing import Any
 
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from outboard.storage import format_size
 
-SIZES = {"size", "block_size"}
-COUNTED = {"bytes_read", "bytes_written"}
+SIZES = {"size", "block_size", "unit", "pool", "pool_free"}
+USUAL = {"metadata": 0, "zones": 0, "ana_group": 1, "protection": "none", "created": False, "shared": True}
+"""Columns that are left out of a table in which nothing else is said."""
+WIDEST = 1000
+"""Columns of a line that is for no terminal."""
+
+
+def console() -> Console:
+    """Where tables are printed: what does not fit a terminal is cut, a pipe gets all of it."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else WIDEST)
 
 
 def as_text(value: Any) -> RenderableType:
@@ -29,18 +38,30 @@ def as_text(value: Any) -> RenderableType:
 
 
 def table(rows: list[dict[str, Any]]) -> RenderableType:
-    """A table of objects that have the same members; what is long in them follows below it."""
-    columns = [name for name, value in rows[0].items() if not _is_long(value)]
+    """A table of objects, with a column for each of their members; what is long in them follows below it."""
+    values = {
+        name: value
+        for row in reversed(rows)
+        for name, value in row.items()
+        if not _is_long(value) and any(name not in USUAL or row.get(name) != USUAL[name] for row in rows)
+    }
+    columns = sorted(values, key=list(dict.fromkeys(name for row in rows for name in row)).index)
     made = Table(box=None, header_style="dim", pad_edge=False)
     for name in columns:
-        made.add_column(_title(name), justify="right" if _is_number(rows[0][name]) else "left")
+        made.add_column(_title(name), justify="right" if _is_number(values[name]) else "left")
     for row in rows:
-        made.add_row(*(Text(shown(name, row[name])) for name in columns))
+        made.add_row(
+            *(Text("" if _is_long(row.get(name)) else shown(name, row.get(name))) for name in columns)
+        )
     below: list[RenderableType] = []
     for row in rows:
         for name, inner in row.items():
             if _is_long(inner):
-                title = f"{_title(name)} of {_title(columns[0])} {row[columns[0]]}"
+                title = (
+                    f"{_title(name)} of {_title(columns[0])} {row.get(columns[0])}"
+                    if columns
+                    else _title(name)
+                )
                 below += [Text(""), Text(title, style="bold"), as_text(inner)]
     return Group(made, *below)
 

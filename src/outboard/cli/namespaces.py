@@ -1,18 +1,33 @@
 """NVMe controllers named on the command line: ``ram:256M,block_size=4096``."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
-from outboard.devices.nvme import Nvme
+from outboard.devices.nvme import Namespace, Nvme
 from outboard.operation.options import NamespaceOptions
+from outboard.operation.service import naming
 
 
 def controller(backends: Sequence[str], **options: Any) -> Nvme:
     """A controller with one namespace for each back end; options are those of `Nvme`.
 
-    Raises:
+    Raises, with nothing left open:
         StorageError: a back end cannot be opened.
-        DefinitionError: an option that cannot be.
-        SetupError: a value that is none.
+        ConfigurationError: a value that is none, or options that cannot be.
     """
-    return Nvme(*(NamespaceOptions.of_text(backend).open() for backend in backends), **options)
+    with ExitStack() as undo:
+        spaces = []
+        for backend in backends:
+            spaces.append(_opened(backend))
+            undo.callback(spaces[-1].storage.close)
+        with naming(""):
+            made = Nvme(*spaces, **options)
+        undo.pop_all()
+    return made
+
+
+def _opened(backend: str) -> Namespace:
+    options = NamespaceOptions.of_text(backend)
+    with naming("", f"namespace {backend}"):
+        return options.open()

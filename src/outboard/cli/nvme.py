@@ -1,6 +1,7 @@
 """``outboard nvme``: NVMe subsystems, as flags or a file describe them."""
 
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +13,7 @@ from outboard.cli.foreground import allow_descriptors, announce
 from outboard.cli.log import log_to_stderr
 from outboard.devices.nvme.datapath.loop import serve
 from outboard.devices.nvme.protection import protect_blocks
-from outboard.errors import SetupError
+from outboard.errors import ConfigurationError
 from outboard.operation import Configuration, Running, read_configuration
 from outboard.operation.configuration import ControlOptions, MetricsOptions, SubsystemOptions
 from outboard.operation.declared import Misfit, build
@@ -29,6 +30,9 @@ def nvme(
     socket: Annotated[Path | None, Parameter(alias="--socket-path")] = None,
     fd: int | None = None,
     serial: str | None = None,
+    state: str | None = None,
+    pool: str | None = None,
+    placement: str | None = None,
     config: Path | None = None,
     control: Path | None = None,
     metrics: str | None = None,
@@ -64,6 +68,12 @@ def nvme(
     serial
         The controller's serial number, at most 20 characters of ASCII; two in one machine need different
         ones. Without it the number follows from the socket's path.
+    state
+        A file that keeps what outlives a power cycle; it is made if it is not there.
+    pool
+        Where namespaces come from that hosts create: ram:SIZE, or FOLDER,size=SIZE for files in a folder.
+    placement
+        handles=8,groups=1,unit=96M, or some of that: hosts may say which data belongs together (FDP).
     config
         A TOML file that describes subsystems, their namespaces and controllers, instead of flags.
     control
@@ -80,35 +90,37 @@ def nvme(
     if config is None:
         source = ""
         place = {"socket": None if socket is None else str(socket), "fd": fd, "profile": profile}
-        described = of_flags(namespace, serial, vars(controller) | vars(access) | place)
-    elif (namespace, socket, fd, serial, profile, controller, access) == (
-        *(None, None, None, None, "auto"),
+        traits = {"serial": serial, "state": state, "pool": pool, "placement": placement}
+        described = of_flags(namespace, traits, vars(controller) | vars(access) | place)
+    elif (namespace, socket, fd, serial, state, pool, placement, profile, controller, access) == (
+        *(None, None, None, None, None, None, None, "auto"),
         USUAL,
         ANYONE,
     ):
         source, described = str(config), read_configuration(config)
     else:
-        raise SetupError(f"{config} describes everything but --control and --metrics: give no other flag")
+        raise ConfigurationError(
+            f"{config} describes everything but --control and --metrics: give no other flag"
+        )
     run(with_flags(described, control, metrics), source)
 
 
-def of_flags(namespace: list[str] | None, serial: str | None, controller: dict[str, Any]) -> Configuration:
-    """One controller with these namespaces. Raises `SetupError`."""
-    if not namespace:
-        raise SetupError("there is nothing to serve: give --namespace BACKEND, or --config FILE")
+def of_flags(
+    namespace: list[str] | None, traits: dict[str, Any], controller: dict[str, Any]
+) -> Configuration:
+    """A subsystem of these ``traits`` with one controller. Raises `ConfigurationError`."""
+    if not namespace and traits["pool"] is None:
+        raise ConfigurationError("there is nothing to serve: give --namespace BACKEND, or --config FILE")
+    spaces = tuple(map(NamespaceOptions.of_text, namespace or ()))
+    most = max(SubsystemOptions.most_namespaces, len(spaces))
     try:
         served = build(ServedController, controller)
+        subsystem = build(SubsystemOptions, {**traits, "most_namespaces": most})
     except Misfit as error:
-        raise SetupError(str(error)) from error
+        raise ConfigurationError(str(error)) from error
     if (served.socket is None) == (served.fd is None):
-        raise SetupError("a device needs a place to listen on: give one of --socket PATH and --fd N")
-    subsystem = SubsystemOptions(
-        serial=serial,
-        namespace=tuple(map(NamespaceOptions.of_text, namespace)),
-        controller=(served,),
-        most_namespaces=max(SubsystemOptions.most_namespaces, len(namespace)),
-    )
-    return Configuration(subsystem={"main": subsystem})
+        raise ConfigurationError("a device needs a place to listen on: give one of --socket PATH and --fd N")
+    return Configuration(subsystem={"main": replace(subsystem, namespace=spaces, controller=(served,))})
 
 
 def with_flags(described: Configuration, control: Path | None, metrics: str | None) -> Configuration:

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 from cyclopts import Parameter
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from outboard.cli.ctl import ControlSocket, connect
+from outboard.cli.ctl_report import console
 from outboard.cli.top_rates import TABLES, Row, tables_of
 from outboard.errors import SetupError
 
@@ -54,7 +55,7 @@ def top(
     with connect(socket) as client:
         if once or json or not sys.stdout.isatty():
             tables = measured(lambda: client.call("statistics.get"), interval)
-            print(json_module.dumps(tables, indent=2)) if json else Console().print(as_text(tables))
+            print(json_module.dumps(tables, indent=2)) if json else console().print(as_text(tables))
             return
     try:
         from outboard.cli.top_view import TopView

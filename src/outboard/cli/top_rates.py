@@ -1,6 +1,6 @@
 """What `outboard top` shows: rates between two looks at the statistics, in tables whose columns are data."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,8 +31,19 @@ def several(values: list[int]) -> str:
     return ", ".join(map(str, values)) or "-"
 
 
+def microseconds(value: float | None) -> str:
+    """A time in nanoseconds; None: nothing was measured."""
+    return "-" if value is None else f"{value / 1000:.0f} us"
+
+
 SUBSYSTEM = Column("subsystem", "subsystem", number=False)
 CONTROLLER = Column("cntlid", "controller")
+RATES = (
+    Column("reads", "reads/s", in_thousands),
+    Column("writes", "writes/s", in_thousands),
+    Column("bytes_read", "read B/s", in_thousands),
+    Column("bytes_written", "write B/s", in_thousands),
+)
 
 TABLES: dict[str, tuple[Column, ...]] = {
     "controllers": (
@@ -40,10 +51,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
         CONTROLLER,
         Column("connected", "client", switch, number=False),
         Column("state", "state", number=False),
-        Column("reads", "reads/s", in_thousands),
-        Column("writes", "writes/s", in_thousands),
-        Column("bytes_read", "read B/s", in_thousands),
-        Column("bytes_written", "write B/s", in_thousands),
+        *RATES,
         Column("interrupts", "irq/s", in_thousands),
         Column("waiting", "waiting"),
         Column("errors", "errors"),
@@ -53,6 +61,10 @@ TABLES: dict[str, tuple[Column, ...]] = {
         CONTROLLER,
         Column("id", "queue"),
         Column("entries", "entries"),
+        Column("commands", "commands/s", in_thousands),
+        Column("bytes", "B/s", in_thousands),
+        Column("interrupts", "irq/s", in_thousands),
+        Column("depth", "depth"),
         Column("waiting", "waiting"),
         Column("unconsumed", "unconsumed"),
         Column("vector", "vector"),
@@ -62,12 +74,14 @@ TABLES: dict[str, tuple[Column, ...]] = {
         SUBSYSTEM,
         Column("nsid", "namespace"),
         Column("size", "size", format_size),
+        *RATES,
+        Column("latency", "latency", microseconds),
         Column("attached", "controllers", several, number=False),
     ),
 }
 """The tables, in their order."""
 
-COUNTED = ("reads", "writes", "bytes_read", "bytes_written")
+COUNTED = tuple(column.key for column in RATES)
 
 
 def tables_of(before: dict[str, Any], after: dict[str, Any]) -> dict[str, list[Row]]:
@@ -78,13 +92,20 @@ def tables_of(before: dict[str, Any], after: dict[str, Any]) -> dict[str, list[R
         for subsystem in before["subsystems"]
         for each in subsystem["controllers"]
     }
+    spaces = {
+        (subsystem["name"], each["nsid"]): each
+        for subsystem in before["subsystems"]
+        for each in subsystem["namespaces"]
+    }
     tables: dict[str, list[Row]] = {name: [] for name in TABLES}
     for subsystem in after["subsystems"]:
         name = subsystem["name"]
         for each in subsystem["controllers"]:
-            tables["controllers"].append(_controller(name, known.get((name, each["cntlid"])), each, seconds))
-            tables["queues"] += _queues(name, each)
-        tables["namespaces"] += [{"subsystem": name, **each} for each in subsystem["namespaces"]]
+            was = known.get((name, each["cntlid"]), {})
+            tables["controllers"].append(_controller(name, was, each, seconds))
+            tables["queues"] += _queues(name, was, each, seconds)
+        for each in subsystem["namespaces"]:
+            tables["namespaces"].append(_namespace(name, spaces.get((name, each["nsid"]), {}), each, seconds))
     return tables
 
 
@@ -94,21 +115,37 @@ def ordered(rows: list[Row], key: str) -> list[Row]:
     return sorted(rows, key=lambda row: row[key], reverse=numbers)
 
 
-def _controller(name: str, before: Row | None, after: Row, seconds: float) -> Row:
-    def rate(value: int, was: int) -> float:
-        # A controller of the same number may have been removed and made anew.
-        return max(value - was, 0) / seconds
+def _grown(before: Row, after: Row, key: str) -> int:
+    """How much a counter has grown; one that is smaller than it was has begun anew, so it is as it was."""
+    return int(max(after.get(key, 0) - before.get(key, 0), 0))
 
-    counters, were = after["counters"], (before or {}).get("counters", {})
+
+def _rates(before: Row, after: Row, keys: Iterable[str], seconds: float) -> Row:
+    return {key: _grown(before, after, key) / seconds for key in keys}
+
+
+def _controller(name: str, before: Row, after: Row, seconds: float) -> Row:
     return {
         "subsystem": name,
         **{key: after[key] for key in ("cntlid", "connected", "state", "errors")},
-        **{key: rate(after[key], before[key] if before else 0) for key in COUNTED},
-        "interrupts": rate(counters.get("interrupts", 0), were.get("interrupts", 0)),
+        **_rates(before, after, COUNTED, seconds),
+        **_rates(before.get("counters", {}), after["counters"], ["interrupts"], seconds),
         "waiting": sum(queue["waiting"] for queue in after["queues"]),
     }
 
 
-def _queues(name: str, controller: Row) -> Iterator[Row]:
+def _queues(name: str, before: Row, controller: Row, seconds: float) -> Iterator[Row]:
+    known = {queue["id"]: queue for queue in before.get("queues", ())}
     for queue in controller["queues"]:
-        yield {"subsystem": name, "cntlid": controller["cntlid"], **queue}
+        rates = _rates(known.get(queue["id"], {}), queue, ("commands", "bytes", "interrupts"), seconds)
+        yield {"subsystem": name, "cntlid": controller["cntlid"], **queue, **rates}
+
+
+def _namespace(name: str, before: Row, after: Row, seconds: float) -> Row:
+    measured = _grown(before, after, "measured")
+    return {
+        "subsystem": name,
+        **{key: after[key] for key in ("nsid", "size", "attached")},
+        **_rates(before, after, COUNTED, seconds),
+        "latency": _grown(before, after, "latency_ns") / measured if measured else None,
+    }

@@ -96,11 +96,12 @@ class NvmeDriver:
         """Where in BAR 0 a queue's tail doorbell is; its head's is `doorbell_stride` behind."""
         return DOORBELLS + 2 * queue * self.doorbell_stride
 
-    def admin(
-        self, name: str, opcode: int, *, prp1: int = 0, prp2: int = 0, cdw10: int = 0, cdw11: int = 0
-    ) -> int:
-        """Run an admin command; its result. RemoteError, with its ``name``, if it fails."""
-        return self._admin.run(name, opcode, prp1=prp1, prp2=prp2, cdw10=cdw10, cdw11=cdw11)
+    def admin(self, name: str, opcode: int, **fields: int) -> int:
+        """Run an admin command; its result. RemoteError, with its ``name``, if it fails.
+
+        Its ``fields``, 0 if they are not said, are ``nsid``, ``prp1``, ``prp2``, ``cdw10`` and ``cdw11``.
+        """
+        return self._admin.run(name, opcode, **fields)
 
     def request_queues(self, count: int) -> int:
         """Ask for so many pairs of I/O queues (Set Features 07h); how many there can be."""

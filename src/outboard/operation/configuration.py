@@ -26,9 +26,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from outboard.errors import SetupError
+from outboard.devices.nvme import Store, Subsystem, open_pool
+from outboard.errors import ConfigurationError, SetupError
 from outboard.operation.declared import Between, Misfit, build
-from outboard.operation.options import NamespaceOptions, ServedController, SocketOptions
+from outboard.operation.options import NamespaceOptions, PlacementOptions, ServedController, SocketOptions
 
 DEFAULT_LISTEN = "127.0.0.1:9100"
 LISTEN = re.compile(r"(?:\[([0-9a-fA-F:]+)\]|([^:\[\]]*)):([0-9]{1,5})")
@@ -48,6 +49,14 @@ class SubsystemOptions:
     state
         A file that keeps what outlives a power cycle; it is made if it is not there. Without it that is
         forgotten when the process ends.
+    pool
+        Where namespaces come from that hosts create: ram:SIZE, or FOLDER,size=SIZE for files in a folder.
+        What was created before comes back, if there is a state file too.
+    placement
+        Hosts may say which data belongs together (FDP).
+    multipath
+        Hosts are told from the start that there may be several controllers; they ask only once. Without it
+        they are told as soon as there are.
     most_namespaces
         The largest namespace identifier there can be.
     namespace
@@ -59,6 +68,9 @@ class SubsystemOptions:
     serial: str | None = None
     model: str = "outboard NVMe"
     state: str | None = None
+    pool: str | None = None
+    placement: PlacementOptions | None = None
+    multipath: bool = False
     most_namespaces: Annotated[int, Between(1, 1024)] = 32
     namespace: tuple[NamespaceOptions, ...] = ()
     controller: tuple[ServedController, ...] = ()
@@ -68,6 +80,24 @@ class SubsystemOptions:
         """The serial number where none is given."""
         first = next((each.socket for each in self.controller if each.socket is not None), None)
         return serial_of(Path(first)) if first is not None else "OUTBOARD0001"
+
+    def open(self) -> Subsystem:
+        """The subsystem, with what hosts have created before, and no controller. Raises `OutboardError`."""
+        pool = open_pool(self.pool) if self.pool is not None else None
+        try:
+            return Subsystem(
+                serial=self.serial or self.derived_serial,
+                model=self.model,
+                most_namespaces=self.most_namespaces,
+                multipath=self.multipath,
+                store=Store(Path(self.state)) if self.state is not None else None,
+                pool=pool,
+                placement=self.placement.layout() if self.placement is not None else None,
+            )
+        except BaseException:
+            if pool is not None:
+                pool.close()
+            raise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,14 +130,16 @@ class MetricsOptions:
 
     @property
     def address(self) -> tuple[str, int]:
-        """Host and port. Raises `SetupError`.
+        """Host and port. Raises `ConfigurationError`.
 
         >>> MetricsOptions(listen="[::1]:9100").address
         ('::1', 9100)
         """
         found = LISTEN.fullmatch(self.listen)
         if found is None or int(found[3]) > 0xFFFF:
-            raise SetupError(f"metrics.listen is {self.listen!r}: write HOST:PORT, as {DEFAULT_LISTEN}")
+            raise ConfigurationError(
+                f"metrics.listen is {self.listen!r}: write HOST:PORT, as {DEFAULT_LISTEN}"
+            )
         return found[1] or found[2] or "0.0.0.0", int(found[3])
 
 
@@ -138,18 +170,18 @@ def read_configuration(path: Path) -> Configuration:
     except OSError as error:
         raise SetupError(f"cannot read {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise SetupError(f"{path} is not TOML: {error}") from error
+        raise ConfigurationError(f"{path} is not TOML: {error}") from error
     return configuration_of(document, str(path))
 
 
 def configuration_of(document: dict[str, Any], source: str) -> Configuration:
-    """What a document says; ``source`` is its name, for errors. Raises `SetupError`."""
+    """What a document says; ``source`` is its name, for errors. Raises `ConfigurationError`."""
     try:
         found: Configuration = build(Configuration, document)
         for problem in _problems(found):
             raise Misfit(problem)
     except Misfit as error:
-        raise SetupError(f"{source}: {error}") from error
+        raise ConfigurationError(f"{source}: {error}") from error
     return found
 
 
@@ -158,7 +190,7 @@ def _problems(found: Configuration) -> Iterator[str]:
     if not found.subsystem:
         yield "there is no subsystem: begin with [subsystem.main]"
     sockets = Counter([found.control.socket] if found.control else [])
-    serials: Counter[str] = Counter()
+    serials, states, pools = Counter[str](), Counter[str](), Counter[str]()
     for name, subsystem in found.subsystem.items():
         at = f"subsystem.{name}"
         if not subsystem.controller:
@@ -168,8 +200,12 @@ def _problems(found: Configuration) -> Iterator[str]:
                 yield f"{at}.controller[{number}] needs a place to listen on: give one of socket and fd"
             if controller.socket is not None:
                 sockets[controller.socket] += 1
+        if subsystem.state is not None:
+            states[str(Path(subsystem.state).resolve())] += 1
         serials[subsystem.serial or subsystem.derived_serial] += 1
-    for what, counted in (("socket", sockets), ("serial", serials)):
+        if subsystem.pool is not None and not subsystem.pool.startswith("ram:"):
+            pools[subsystem.pool.rpartition(",size=")[0]] += 1
+    for what, counted in (("socket", sockets), ("serial", serials), ("state", states), ("pool", pools)):
         for value, count in counted.items():
             if count > 1:
                 yield f"{what} {value!r} is there {count} times: each one needs its own"

@@ -10,6 +10,7 @@ such, a dataclass, any of these or None; `Between` narrows a number, `Size` take
 
 import inspect
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from difflib import get_close_matches
@@ -23,6 +24,12 @@ UNDERLINE = "----"
 SHOWN = 60
 """Characters of a wrong value or name that are shown: whoever sent it knows the rest."""
 SWITCHES = {"on": True, "true": True, "yes": True, "off": False, "false": False, "no": False}
+
+
+def is_size(kind: Any) -> bool:
+    """Whether an annotation is a `Size`, perhaps with more notes."""
+    return any(isinstance(note, _Bytes) for note in get_args(kind)[1:])
+
 
 REQUIRED: Any = MISSING
 """The default of what has none."""
@@ -160,6 +167,8 @@ def check(kind: Any, value: Any, at: str) -> Any:
         found = [check(inner[0], each, f"{at}[{number}]") for number, each in enumerate(value)]
         return found if origin is list else tuple(found)
     if origin is dict or is_dataclass(kind):
+        if is_dataclass(kind) and isinstance(value, str):
+            value = from_text(kind, value)
         if not isinstance(value, Mapping):
             raise _misfit(at, value, "a table")
         if origin is dict:
@@ -185,7 +194,12 @@ def _check_narrowed(kind: Any, notes: tuple[Any, ...], value: Any, at: str) -> A
     return found
 
 
-PLAIN = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+PLAIN = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text, of characters that names can have",
+}
 """The plain kinds, and what is said of each."""
 
 
@@ -195,9 +209,17 @@ def _check_plain(kind: Any, value: Any, at: str) -> Any:
     if kind is float and type(value) is int:
         value = float(value) if abs(value) < 1 << 53 else value
     # A bool is an int to Python, and to nobody else.
-    if type(value) is not kind:
+    if type(value) is not kind or (kind is str and not _is_name(value)):
         raise _misfit(at, value, PLAIN[kind])
     return value
+
+
+def _is_name(text: str) -> bool:
+    """Whether the system takes ``text`` for a name of something: all that is given as text is passed on."""
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
 
 
 def from_text(kind: Any, text: str) -> Any:
@@ -208,13 +230,15 @@ def from_text(kind: Any, text: str) -> Any:
     """
     origin, inner = get_origin(kind), get_args(kind)
     if origin is Annotated:
-        return text if any(isinstance(note, _Bytes) for note in inner[1:]) else from_text(inner[0], text)
+        return text if is_size(kind) else from_text(inner[0], text)
     if origin in (Union, UnionType):
         return from_text(next(each for each in inner if each is not NoneType), text)
     if origin is Literal:
         return next((each for each in inner if str(each) == text), text)
     if origin in (list, tuple):
         return [from_text(inner[0], part) for part in text.split(",")]
+    if is_dataclass(kind):
+        return _table(kind, text)
     try:
         if kind in (int, float):
             return int(text, 0) if kind is int else float(text)
@@ -227,6 +251,15 @@ def from_text(kind: Any, text: str) -> Any:
         )
     except ValueError:
         return text
+
+
+def _table(kind: Any, text: str) -> Any:
+    """A dataclass in one line: ``name=value,name=value``."""
+    kinds = {each.name: each.kind for each in fields_of(kind)}
+    pairs = [part.partition("=") for part in text.split(",")]
+    if not all(equals for _, equals, _ in pairs):
+        return text
+    return {name: from_text(kinds.get(name, str), value) for name, _, value in pairs}
 
 
 def schema(kind: Any) -> dict[str, Any]:
@@ -274,7 +307,7 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
 
 
 def _instead(name: str, known: Iterable[str]) -> str:
-    near = nearest(name, known)
+    near = nearest(name[:SHOWN], known)
     return f"did you mean {near}?" if near else f"there are {', '.join(known)}"
 
 

@@ -29,6 +29,14 @@ GAUGES = {
     "entries": "Entries of the submission queue.",
 }
 """What is told of each queue."""
+QUEUE_COUNTERS = {
+    "commands": ("commands", "Commands that the compiled loop took from the submission queue."),
+    "bytes": ("bytes", "Bytes that it read and wrote for them."),
+    "completions": ("completions", "Completions in the queue's completion queue."),
+    "interrupts": ("interrupts", "Interrupts that this one sent."),
+}
+"""What is counted of each queue."""
+NANOSECONDS = 1e9
 
 
 class NvmeCollector(Collector):
@@ -94,6 +102,12 @@ def _queues(controllers: Controllers) -> Iterator[Metric]:
             for queue in each.queues:
                 family.add_metric((name, str(each.cntlid), str(queue.id)), getattr(queue, field))
         yield family
+    for field, (metric, meaning) in QUEUE_COUNTERS.items():
+        counter = CounterMetricFamily(f"outboard_nvme_queue_{metric}", meaning, labels=(*CONTROLLER, "queue"))
+        for name, each in controllers:
+            for queue in each.queues:
+                counter.add_metric((name, str(each.cntlid), str(queue.id)), getattr(queue, field))
+        yield counter
 
 
 def _namespaces(subsystems: tuple[SubsystemStatistics, ...]) -> Iterator[Metric]:
@@ -105,6 +119,33 @@ def _namespaces(subsystems: tuple[SubsystemStatistics, ...]) -> Iterator[Metric]
             size.add_metric((each.name, str(space.nsid)), space.size)
             attached.add_metric((each.name, str(space.nsid)), len(space.attached))
     yield from (size, attached)
+    yield from _work(subsystems)
+
+
+def _work(subsystems: tuple[SubsystemStatistics, ...]) -> Iterator[Metric]:
+    """What is done with each namespace."""
+    labels = ("subsystem", "nsid")
+    prefix = "outboard_nvme_namespace"
+    commands = CounterMetricFamily(
+        f"{prefix}_commands", "Reads and writes completed.", labels=(*labels, "direction")
+    )
+    moved = CounterMetricFamily(f"{prefix}_bytes", "Bytes read and written.", labels=(*labels, "direction"))
+    latency = CounterMetricFamily(
+        f"{prefix}_latency_seconds", "How long the measured commands took together.", labels=labels
+    )
+    measured = CounterMetricFamily(
+        f"{prefix}_measured_commands", "Commands whose time was measured: not every one is.", labels=labels
+    )
+    for each in subsystems:
+        for space in each.namespaces:
+            place = (each.name, str(space.nsid))
+            commands.add_metric((*place, "read"), space.reads)
+            commands.add_metric((*place, "write"), space.writes)
+            moved.add_metric((*place, "read"), space.bytes_read)
+            moved.add_metric((*place, "write"), space.bytes_written)
+            latency.add_metric(place, space.latency_ns / NANOSECONDS)
+            measured.add_metric(place, space.measured)
+    yield from (commands, moved, latency, measured)
 
 
 class MetricsServer:
@@ -119,8 +160,9 @@ class MetricsServer:
         host, port = options.address
         try:
             self._server, self._thread = start_http_server(port, host, registry)
-        except OSError as error:
-            raise SetupError(f"cannot listen on {options.listen}: {error.strerror or error}") from error
+        except (OSError, UnicodeError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise SetupError(f"cannot listen on {options.listen}: {reason}") from error
         self.port: int = self._server.server_port
 
     def close(self) -> None:

@@ -5,22 +5,38 @@ Each class is declared once (`outboard.operation.declared`) and knows how to mak
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 from outboard.device import DeviceContract
-from outboard.devices.nvme import Doorbells, Namespace, Nvme, Protection, Subsystem, Tuning, ZoneLayout
+from outboard.devices.nvme import (
+    Doorbells,
+    Namespace,
+    Nvme,
+    PlacementLayout,
+    Protection,
+    Qos,
+    Subsystem,
+    Tuning,
+    ZoneLayout,
+)
 from outboard.devices.nvme.namespace import ANA_GROUPS
-from outboard.errors import DefinitionError, SetupError
+from outboard.devices.nvme.placement import MOST_IDENTIFIERS
+from outboard.devices.nvme.qos import MOST_BYTES, MOST_COMMANDS
+from outboard.devices.nvme.spec import WriteProtection
+from outboard.errors import ConfigurationError, DefinitionError
 from outboard.native.jit import available
 from outboard.operation.declared import Between, Misfit, Size, build, fields_of, from_text
 from outboard.server import Server
 from outboard.server.profiles import ProfileName
 from outboard.storage import open_storage
 
-SHAPE = ("block_size", "metadata", "extended", "shared", "ana_group", "tracked")
+SHAPE = ("block_size", "metadata", "extended", "shared", "ana_group", "tracked", "placement_handles")
 """What `Namespace` has under the same names."""
+LIMITS = tuple(each.name for each in fields(Qos))
+Commands = Annotated[int, Between(0, MOST_COMMANDS)]
+Bytes = Annotated[Size, Between(0, MOST_BYTES)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +46,8 @@ class NamespaceOptions:
     Parameters
     ----------
     backend
-        ram:SIZE, null:SIZE, a file or block device, or FILE,size=SIZE for a file to be created.
+        ram:SIZE, null:SIZE, a file or block device, FILE,size=SIZE for a file to be created, or
+        volatile:BACKEND for one with a write cache that a power cut loses.
     nsid
         Its identifier; 0: the first one that is free.
     block_size
@@ -52,6 +69,23 @@ class NamespaceOptions:
     tracked
         It is remembered which blocks are deallocated, so that a host may ask for an error when it reads one.
         Writes are slower.
+    read_only
+        It is write protected until this process ends, and no host can change that.
+    placement_handles
+        The reclaim unit handles by which hosts place data in it, if the subsystem has placement (FDP), by
+        their numbers; hosts number them anew from 0. Without any, one that the controller chooses.
+    iops
+        Reads and writes that all its hosts together may have in a second; 0: any number.
+    bytes_per_second
+        Bytes that they may read and write in a second; 0: any number.
+    read_iops
+        Reads in a second; 0: any number.
+    write_iops
+        Writes in a second; 0: any number.
+    read_bytes_per_second
+        Bytes that they may read in a second; 0: any number.
+    write_bytes_per_second
+        Bytes that they may write in a second; 0: any number.
     zoned
         Its blocks are in zones, each of which is written from its beginning to its end.
     zone_size
@@ -60,12 +94,18 @@ class NamespaceOptions:
         Bytes of a zone that can be written; 0: all of them.
     zone_extension
         Bytes that a host may attach to the descriptor of a zone, a multiple of 64.
+    zone_cross_read
+        A read may go over the boundary of two zones.
     max_open
         Zones that may be open at once; 0: any number.
     max_active
         Zones that may be active (open, or closed with room left) at once; 0: any number.
     zrwa
         Bytes of a random write area that a host may have in a zone; 0: there are none.
+    zrwa_granularity
+        Bytes of the pieces in which it is committed; 0: a block.
+    zrwa_resources
+        How many of them there are at once; 0: one for each zone that may be active.
     """
 
     backend: str
@@ -79,21 +119,34 @@ class NamespaceOptions:
     shared: bool = True
     ana_group: Annotated[int, Between(1, ANA_GROUPS)] = 1
     tracked: bool = False
+    read_only: bool = False
+    placement_handles: tuple[Annotated[int, Between(0, MOST_IDENTIFIERS - 1)], ...] = ()
+    iops: Commands = 0
+    bytes_per_second: Bytes = 0
+    read_iops: Commands = 0
+    write_iops: Commands = 0
+    read_bytes_per_second: Bytes = 0
+    write_bytes_per_second: Bytes = 0
     zoned: bool = False
     zone_size: Size = 64 << 20
     zone_capacity: Size = 0
     zone_extension: Size = 0
+    zone_cross_read: bool = True
     max_open: Annotated[int, Between(0, 1 << 18)] = 0
     max_active: Annotated[int, Between(0, 1 << 18)] = 0
     zrwa: Size = 0
+    zrwa_granularity: Size = 0
+    zrwa_resources: Annotated[int, Between(0, 1 << 18)] = 0
 
     @classmethod
     def of_text(cls, text: str) -> Self:
-        """What ``BACKEND[,option=value...]`` says. Raises `SetupError`.
+        """What ``BACKEND[,option=value...]`` says. Raises `ConfigurationError`.
 
         >>> space = NamespaceOptions.of_text("disk.img,size=8G,block_size=4K")
         >>> space.backend, space.block_size
         ('disk.img,size=8G', 4096)
+        >>> NamespaceOptions.of_text("ram:1G,placement_handles=0,3,shared=off").placement_handles
+        (0, 3)
         """
         kinds = {each.name: each.kind for each in fields_of(cls) if not each.required}
         given: dict[str, Any] = {}
@@ -102,11 +155,12 @@ class NamespaceOptions:
             given[found[1]] = from_text(kinds[found[1]], found[2])
             return ""
 
-        backend = re.sub(f",({'|'.join(kinds)})=([^,]*)", note, text)
+        # A number that follows belongs to a list.
+        backend = re.sub(rf",({'|'.join(kinds)})=([^,]*(?:,[0-9]+(?![^,]))*)", note, text)
         try:
             found: Self = build(cls, {"backend": backend, **given})
         except Misfit as error:
-            raise SetupError(f"namespace {text}: {error}") from error
+            raise ConfigurationError(f"namespace {text}: {error}") from error
         return found
 
     @property
@@ -120,19 +174,26 @@ class NamespaceOptions:
             size=self.zone_size,
             capacity=self.zone_capacity,
             extension=self.zone_extension,
+            cross_read=self.zone_cross_read,
             most_open=self.max_open,
             most_active=self.max_active,
             zrwa=self.zrwa,
+            zrwa_granularity=self.zrwa_granularity,
+            zrwa_resources=self.zrwa_resources,
         )
 
     def open(self) -> Namespace:
         """The namespace, its storage open. Raises `StorageError` and `DefinitionError`."""
         shape = {name: getattr(self, name) for name in SHAPE}
+        qos = Qos(**{name: getattr(self, name) for name in LIMITS})
         protection = Protection(self.pi, self.pi_first, self.guard) if self.pi else None
         layout = self.layout
         storage = open_storage(self.backend)
         try:
-            return Namespace(storage, zoned=layout, protection=protection, **shape)
+            space = Namespace(storage, zoned=layout, protection=protection, qos=qos or None, **shape)
+            if self.read_only:
+                space.write_protection = WriteProtection.UNTIL_POWER_CYCLE
+            return space
         except BaseException:
             storage.close()
             raise
@@ -140,6 +201,32 @@ class NamespaceOptions:
 
 _OF_ZONES = [each for each in fields_of(NamespaceOptions) if each.name.startswith(("zone_", "max_", "zrwa"))]
 """What can be said of a namespace only if it is zoned."""
+
+
+_LAYOUT = PlacementLayout()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlacementOptions:
+    """Data placement (FDP): hosts say which data belongs together. In one line: ``handles=8,groups=2``.
+
+    Parameters
+    ----------
+    handles
+        Reclaim unit handles.
+    groups
+        Reclaim groups.
+    unit
+        Bytes of a reclaim unit, a multiple of 4K.
+    """
+
+    handles: Annotated[int, Between(1, MOST_IDENTIFIERS)] = _LAYOUT.handles
+    groups: Annotated[int, Between(1, 256)] = _LAYOUT.groups
+    unit: Size = _LAYOUT.unit
+
+    def layout(self) -> PlacementLayout:
+        """As the subsystem has it. Raises `DefinitionError`."""
+        return PlacementLayout(self.handles, self.groups, self.unit)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +252,7 @@ class SocketOptions:
 
     @property
     def access(self) -> dict[str, Any]:
-        """As arguments for `Server`. Raises `SetupError` for a mode that is no octal number."""
+        """As arguments for `Server`. Raises `ConfigurationError` for a mode that is no octal number."""
         return {
             "mode": self.mode,
             "owner": self.socket_owner,
@@ -179,7 +266,7 @@ class SocketOptions:
         try:
             return None if self.socket_mode is None else int(self.socket_mode, 8)
         except ValueError as error:
-            raise SetupError(
+            raise ConfigurationError(
                 f"socket_mode {self.socket_mode!r}: write the permission bits in octal, as 660"
             ) from error
 
@@ -199,6 +286,8 @@ class ControllerOptions:
         Entries of an I/O queue, at most.
     mdts
         The largest transfer of a command, as a power of two of 4 KiB pages.
+    zasl
+        The largest of a Zone Append, likewise; 0: the same.
     doorbells
         How the guest tells of new commands. shadow: in its own memory, silently while a poller looks, with
         a message only when that sleeps (needs a driver that can, as Linux's). mmap: in a page that the
@@ -217,6 +306,7 @@ class ControllerOptions:
     io_queues: Annotated[int, Between(1, 511)] = 32
     queue_entries: Annotated[int, Between(2, 1 << 16)] = 1024
     mdts: Annotated[int, Between(1, 16)] = 7
+    zasl: Annotated[int, Between(0, 16)] = 0
     doorbells: Doorbells = "auto"
     pollers: Annotated[int, Between(0, 64)] | None = None
     spin: Annotated[int, Between(0, 10**6)] = Tuning.spin
@@ -236,6 +326,7 @@ class ControllerOptions:
             io_queues=self.io_queues,
             queue_entries=self.queue_entries,
             mdts=self.mdts,
+            zasl=self.zasl,
             doorbells=self.doorbells,
             tuning=self.tuning,
         )

@@ -3,14 +3,13 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Self
 
 from outboard.device import DeviceContract
-from outboard.devices.nvme import Nvme, Store, Subsystem
-from outboard.errors import OutboardError, RequestRefused
+from outboard.devices.nvme import Namespace, Nvme, Subsystem
+from outboard.errors import ConfigurationError, DefinitionError, OutboardError, RequestRefused
 from outboard.operation.configuration import Configuration, SubsystemOptions
 from outboard.operation.options import NamespaceOptions, ServedController
 from outboard.server import Server
@@ -43,11 +42,27 @@ class Served:
             space.storage.close()
             raise
 
-    def remove_namespace(self, nsid: int) -> None:
-        """Take a namespace away from every host, and close its storage. Raises `RequestRefused`."""
+    def namespace(self, nsid: int) -> Namespace:
+        """The namespace of that identifier. Raises `RequestRefused`."""
         if nsid not in self.subsystem.namespaces:
             raise no_namespace(self, nsid)
-        self.subsystem.remove(nsid).storage.close()
+        return self.subsystem.namespaces[nsid]
+
+    def controller(self, cntlid: int) -> ControllerServed:
+        """The controller of that identifier. Raises `RequestRefused`."""
+        if cntlid not in self.controllers:
+            raise no_controller(self, cntlid)
+        return self.controllers[cntlid]
+
+    def remove_namespace(self, nsid: int) -> None:
+        """Take a namespace away from every host, and close its storage; one that a host created is deleted.
+
+        Raises `RequestRefused`.
+        """
+        space = self.namespace(nsid)
+        self.subsystem.remove(nsid)
+        if not space.created:  # the others are the pool's, which has deleted them
+            space.storage.close()
 
 
 class Service:
@@ -113,10 +128,9 @@ class Service:
 
         Raises `RequestRefused` if there is none.
         """
-        if cntlid not in served.controllers:
-            raise no_controller(served, cntlid)
         with served.subsystem.turn:
-            controller = served.controllers.pop(cntlid)
+            controller = served.controller(cntlid)
+            del served.controllers[cntlid]
         controller.server.close()
         controller.nvme.close()
 
@@ -129,7 +143,10 @@ class Service:
             for cntlid in list(served.controllers):
                 self.remove_controller(served, cntlid)
             for space in served.subsystem.namespaces.values():
-                space.storage.close()
+                if not space.created:
+                    space.storage.close()
+            if served.subsystem.pool is not None:
+                served.subsystem.pool.close()
         self.subsystems.clear()
 
     def __enter__(self) -> Self:
@@ -146,16 +163,11 @@ class Service:
 
     def _open(self, name: str, options: SubsystemOptions, at: str) -> None:
         with naming(at):
-            subsystem = Subsystem(
-                serial=options.serial or options.derived_serial,
-                model=options.model,
-                most_namespaces=options.most_namespaces,
-                store=Store(Path(options.state)) if options.state is not None else None,
-            )
+            subsystem = options.open()
         served = self.subsystems[name] = Served(name, subsystem, self)
         # Those that say which one they are come first, so that nobody else takes that.
         for number, space in sorted(enumerate(options.namespace), key=lambda each: each[1].nsid == 0):
-            with naming(at and f"{at}.namespace[{number}]"):
+            with naming(at and f"{at}.namespace[{number}]", f"namespace {space.backend}"):
                 served.add_namespace(space)
         for number, controller in enumerate(options.controller):
             with naming(at and f"{at}.controller[{number}]"):
@@ -181,10 +193,16 @@ class _Ending(Server):
 
 
 @contextmanager
-def naming(place: str) -> Iterator[None]:
-    """Have errors begin with where in the configuration they come from."""
+def naming(place: str, otherwise: str = "") -> Iterator[None]:
+    """Have errors begin with where in the configuration they come from; what cannot be is the fault of that.
+
+    Without a place that is ``otherwise``, for those that do not say by themselves what they are about.
+    """
     try:
         yield
+    except DefinitionError as error:
+        about = place or otherwise
+        raise ConfigurationError(f"{about}: {error.sentence}" if about else error.sentence) from error
     except OutboardError as error:
         if place:
             error.args = (f"{place}: {error.sentence}", *error.args[1:])

@@ -6,15 +6,21 @@ Counters only grow while the process lives. `outboard top`, the control socket a
 import time
 from dataclasses import dataclass
 
-from outboard.devices.nvme import Nvme
+from outboard.devices.nvme import Namespace, Nvme
 from outboard.operation.service import ControllerServed, Served, Service
+
+SUMMED = ("reads", "writes", "bytes_read", "bytes_written", "measured", "latency_ns")
+"""What is added up of a namespace, over its controllers."""
+COUNTED_OF_QUEUES = ("depth", "commands", "bytes", "completions", "interrupts")
 
 
 @dataclass(frozen=True, slots=True)
 class QueueStatistics:
     """A submission queue: commands that wait in it, and completions of its completion queue not consumed yet.
 
-    ``compiled`` says whether the data plane serves it; the admin queue, 0, is never.
+    ``compiled`` says whether the data plane serves it; the admin queue, 0, is never. ``depth`` is how many
+    commands it has, with those under way. ``commands`` and ``bytes`` are those of the data plane,
+    ``completions`` and ``interrupts`` those of the completion queue.
     """
 
     id: int
@@ -24,6 +30,11 @@ class QueueStatistics:
     unconsumed: int
     vector: int
     compiled: bool
+    depth: int
+    commands: int
+    bytes: int
+    completions: int
+    interrupts: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +56,22 @@ class ControllerStatistics:
 
 @dataclass(frozen=True, slots=True)
 class NamespaceStatistics:
-    """A namespace: its size in bytes, and the controllers that have it."""
+    """A namespace: its size in bytes, the controllers that have it, and what those there are now did with it.
+
+    ``latency_ns`` is how long those commands took together of which that was ``measured``, ``longest_ns`` the
+    longest of them (see `outboard.devices.nvme.datapath.plane.DataPlane.namespace_statistics`).
+    """
 
     nsid: int
     size: int
     attached: tuple[int, ...]
+    reads: int
+    writes: int
+    bytes_read: int
+    bytes_written: int
+    measured: int
+    latency_ns: int
+    longest_ns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,16 +104,30 @@ def state_of(nvme: Nvme) -> str:
 def _subsystem(served: Served) -> SubsystemStatistics:
     with served.subsystem.turn:
         controllers = tuple(_controller(cntlid, each) for cntlid, each in sorted(served.controllers.items()))
+        counted = [each.nvme.plane.namespace_statistics() for each in served.controllers.values()]
         namespaces = tuple(
-            NamespaceStatistics(nsid, space.blocks * space.block_size, tuple(sorted(space.attached)))
+            _namespace(space, [each[nsid] for each in counted if nsid in each])
             for nsid, space in sorted(served.subsystem.namespaces.items())
         )
     return SubsystemStatistics(served.name, controllers, namespaces)
 
 
+def _namespace(space: Namespace, counted: list[dict[str, int]]) -> NamespaceStatistics:
+    """``counted`` is what each controller has counted, under the namespace's number."""
+    total = {name: sum(each[name] for each in counted) for name in SUMMED}
+    return NamespaceStatistics(
+        nsid=space.nsid,
+        size=space.blocks * space.block_size,
+        attached=tuple(sorted(space.attached)),
+        longest_ns=max((each["longest_ns"] for each in counted), default=0),
+        **total,
+    )
+
+
 def _controller(cntlid: int, served: ControllerServed) -> ControllerStatistics:
     state = served.nvme.state
     reads, writes, bytes_read, bytes_written = state.health.totals
+    counted = served.nvme.plane.queue_statistics()
     return ControllerStatistics(
         cntlid=cntlid,
         connected=served.server.connected,
@@ -112,6 +148,7 @@ def _controller(cntlid: int, served: ControllerServed) -> ControllerStatistics:
                 unconsumed=sq.cq.used,
                 vector=sq.cq.vector,
                 compiled=sq.fast,
+                **{name: counted.get(sq.id, {}).get(name, 0) for name in COUNTED_OF_QUEUES},
             )
             for _, sq in sorted(state.submission.items())
         ),

@@ -63,7 +63,10 @@ def _measure(fd: int, path: Path, size: int | None, share: bool) -> int:
             f" migration both ends say {path},share=on)",
             errno=error.errno,
         ) from error
-    present = os.lseek(fd, 0, os.SEEK_END)
+    try:
+        present = os.lseek(fd, 0, os.SEEK_END)
+    except OSError as error:
+        raise StorageError(f"{path} has no size, so it is no disk: {error.strerror}") from error
     if present == 0 and size is not None and stat.S_ISREG(mode):
         try:
             os.ftruncate(fd, size)

@@ -41,6 +41,8 @@ def open_storage(spec: str) -> Storage:
     if colon and kind == "null":
         return NullStorage(parse_size(rest))
     if colon and kind == "volatile":
+        if rest.startswith("volatile:"):
+            raise StorageError(f"{spec[:60]!r} is a write cache in front of another: one is enough")
         return VolatileStorage(open_storage(rest))
     if colon and kind == "file":
         spec = rest

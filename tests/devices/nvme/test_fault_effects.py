@@ -15,8 +15,9 @@ from outboard.devices.nvme.status import Status
 from outboard.storage import RamStorage, VolatileStorage
 from outboard.testing.faults import fail
 from tests.devices.nvme.bench import Bench
-from tests.devices.nvme.conftest import MakeBench
+from tests.devices.nvme.conftest import MakeBench, MakePaths
 from tests.devices.nvme.driver import CSTS, FATAL, PAGE, READY, ended
+from tests.devices.nvme.hosts import WE, A, B, Host
 from tests.devices.nvme.stand import BLOCK, FLUSH, Stand
 from tests.devices.nvme.test_interrupts import MSIX, Listener, find_capability
 from tests.devices.nvme.test_workers import Slow
@@ -70,6 +71,24 @@ def test_what_is_held_can_be_aborted_and_was_not_executed(stand: Stand, what: di
     assert not stand.device.state.outstanding
 
 
+def test_only_what_is_for_the_blocks_is_altered(make_paths: MakePaths) -> None:
+    first, second = make_paths(RamStorage(1 << 20))
+    owner, other = Host(first, A), Host(second, B)
+    with fail(first.device, lie=True):
+        assert owner.register(1) == Status.SUCCESS
+        assert owner.acquire(1, WE) == Status.SUCCESS
+    assert other.write() == Status.RESERVATION_CONFLICT
+
+
+def test_a_torn_write_is_one_all_the_same_after_a_sanitize_operation(stand: Stand) -> None:
+    space = stand.device.namespaces[1]
+    space.erased = True
+    stand.device.subsystem.reconfigure(1)
+    with fail(stand.device, opcode="write", torn=1):
+        assert stand.write(0, bytes(PAGE)).status == 0
+    assert not space.erased
+
+
 @pytest.mark.point("T04")
 @pytest.mark.parametrize("qid", [0, 1])
 def test_a_command_that_hangs_until_reset_is_gone_for_good(stand: Stand, qid: int) -> None:
@@ -96,6 +115,17 @@ def test_a_reset_forgets_what_is_held(stand: Stand) -> None:
     stand.bench.loop.run_once(timeout=0.02)
     stand.bench.settle()
     assert again.pair.poll() == again.driver.admin.poll() == []
+
+
+@pytest.mark.parametrize("qid", [0, 1])
+def test_a_migration_leaves_behind_what_holds_a_command(stand: Stand, qid: int) -> None:
+    pair, command = (stand.pair, FLUSH) if qid else (stand.driver.admin, Command(AdminOpcode.KEEP_ALIVE))
+    with fail(stand.device, qid=qid, hang="abort", nth=1):
+        cid = stand.begin(command, pair)
+    stand.device.stop_device()
+    stand.device.run_device()
+    assert pair.wait(cid).status == 0
+    assert not stand.device.state.outstanding
 
 
 @pytest.mark.point("Q09")

@@ -38,9 +38,7 @@ def test_the_controller_says_what_drivers_look_at(driver: Driver) -> None:
     assert (data["oacs"], data["fuses"]) == (0x13F, 1), (
         "doorbell buffers, directives, management; fused pairs"
     )
-    assert data["sgls"] == 0xF_0002, (
-        "whole dwords, bit buckets, lists longer than the data; metadata anywhere"
-    )
+    assert data["sgls"] == 0xF_0001, "any bytes, bit buckets, lists longer than the data; metadata anywhere"
     assert 0 < int(data["wctemp"]) < int(data["cctemp"])
     assert data["tnvmcap"] == 12 << 20
     assert bytes(data["ieee"])[2] & 3 == 2, "locally administered"

@@ -184,6 +184,27 @@ def test_what_waits_for_a_slow_storage_is_begun_anew(lane: str, moved: Move, goe
     bench.close()
 
 
+def test_a_fused_pair_that_waits_for_a_slow_storage_is_not_done_twice(lane: str) -> None:
+    slow = Slow()
+    slow.gate.clear()
+    bench = Bench(Nvme(slow, tuning=Tuning(pollers=0, native=lane == "native")))
+    driver = bench.driver.enable()
+    pair = driver.create_queue_pair(1)
+    old, new = (driver.ram.allocate(PAGE) for _ in range(2))
+    driver.ram.write(new, b"new")
+    compare = driver.rw(IoOpcode.COMPARE, 0, 1, old, 512, flags=1)
+    cids = [pair.submit(each) for each in (compare, driver.rw(IoOpcode.WRITE, 0, 1, new, 512, flags=2))]
+    pair.ring()
+    bench.loop.run_once(0)
+    assert slow.entered.wait(60)
+    slow.gate.set()
+    bench.device.stop_device()
+    bench.device.run_device()
+    assert [ended(pair.wait(cid)) for cid in cids] == [Status.SUCCESS] * 2
+    assert slow.bytes[:3] == b"new"
+    bench.close()
+
+
 def test_a_source_that_is_run_again_goes_on(make_bench: MakeBench) -> None:
     bench = make_bench(RamStorage(1 << 20))
     pair = bench.driver.enable().create_queue_pair(1)

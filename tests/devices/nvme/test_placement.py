@@ -182,6 +182,15 @@ def test_a_host_may_begin_a_new_unit(pair: QueuePair) -> None:
     assert len(events(pair.driver)) == 1
 
 
+def test_identifiers_may_come_by_a_list_of_two_bytes_anywhere(pair: QueuePair) -> None:
+    assert write(pair, 0, 5, 0) == OK
+    pair.driver.ram.write(pair.driver.data, b"\xff\xff\xff\0\0\xff")
+    send = Command(IoOpcode.IO_MANAGEMENT_SEND, flags=1 << 6, nsid=1, cdw10=RUH_UPDATE)
+    send.prp1, send.prp2 = pair.driver.data + 3, 2
+    assert ended(pair.execute(send)) == OK
+    assert handles(pair)[0] == (0, 2, UNIT // BLOCK)
+
+
 def test_an_identifier_that_is_none_is_noted_and_the_data_stored(pair: QueuePair) -> None:
     assert ended(note(pair.driver, PlacementEvent.INVALID_IDENTIFIER)) == OK
     for identifier in (2, 0x7FFF, 0xFFFF):

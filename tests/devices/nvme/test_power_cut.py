@@ -42,6 +42,9 @@ def after(stand: Stand) -> Stand:
 def test_after_a_power_cut_it_is_as_after_power_on(make_bench: MakeBench) -> None:
     stand = Stand(make_bench(VolatileStorage(RamStorage(SIZE))))
     stand.driver.set_feature(FeatureId.ARBITRATION, 3)
+    until_power_cycle = stand.driver.set_feature(FeatureId.NAMESPACE_WRITE_PROTECTION, 2, nsid=1)
+    assert until_power_cycle.status == 0
+    assert ended(stand.write(0, bytes(BLOCK))) == Status.NAMESPACE_WRITE_PROTECTED
     stand.device.power_cut()
     bar = stand.bench.bar
     assert [bar.read32(at) for at in (CC, CSTS, AQA)] == [0, 0, 0]
@@ -50,6 +53,7 @@ def test_after_a_power_cut_it_is_as_after_power_on(make_bench: MakeBench) -> Non
     assert stand.driver.get_feature(FeatureId.ARBITRATION).result & 7 != 3
     assert unsafe_shutdowns(stand) == 1
     assert stand.pair.execute(FLUSH).status == 0
+    assert stand.write(0, bytes(BLOCK)).status == 0
 
 
 def test_a_power_cut_after_a_shutdown_is_a_safe_one(make_bench: MakeBench) -> None:

@@ -6,8 +6,10 @@ import pytest
 
 from outboard.devices.nvme import Namespace, Protection
 from outboard.devices.nvme.command import Command
+from outboard.devices.nvme.metadata import Extent
+from outboard.devices.nvme.protection import Prinfo, receive
 from outboard.devices.nvme.spec import IoOpcode
-from outboard.devices.nvme.status import Status
+from outboard.devices.nvme.status import CommandFailed, Status
 from outboard.storage import RamStorage
 from tests.devices.nvme.conftest import MakeBench
 from tests.devices.nvme.driver import Driver, QueuePair, ended
@@ -153,3 +155,14 @@ def test_model_and_device_agree_on_what_a_tuple_is(disk: Disk) -> None:
     size = disk.space.metadata
     stored = disk.space.inverted(disk.space.storage.read(disk.space.metadata_offset + 9 * size, size))
     assert stored == disk.model.protected(request, 0, b"\xa5" * 512, bytes(size))
+
+
+@pytest.mark.point("N13")
+def test_blocks_whose_namespace_was_formatted_while_memory_was_awaited_are_not_looked_at() -> None:
+    space = Namespace(RamStorage(1 << 20), metadata=8, protection=Protection())
+    extent = Extent(space, 0, 2)
+    space.reformat(6, protection=Protection())
+    for action in (True, False):
+        with pytest.raises(CommandFailed) as failed:
+            receive(extent, Prinfo(action=action, checks=GUARD))
+        assert failed.value.status == Status.COMMAND_INTERRUPTED

@@ -90,17 +90,17 @@ def test_a_legal_list_finds_the_bytes_that_a_model_finds(
 ) -> None:
     """Any data descriptors, cut into any chain of segments, give their bytes in order, each once."""
     lists = Lists()
-    described = [(identifier, 4 * address, 4 * words) for identifier, address, words in pieces]
+    described = pieces
     first = lay_out(lists, described, cuts)
     expected = [
         (DISCARDED if identifier == BUCKET else address, size)
         for identifier, address, size in described
         if identifier == BLOCK or reading
     ]
-    length = sum(size for _, size in expected) - 4 * surplus
+    length = sum(size for _, size in expected) - surplus
     if length <= 0:
         return
-    assert by_dword(lists.walk(first, length, reading=reading)) == by_dword(expected)[: length // 4]
+    assert by_byte(lists.walk(first, length, reading=reading)) == by_byte(expected)[:length]
 
 
 def lay_out(lists: Lists, described: list[Descriptor], cuts: list[int]) -> Descriptor:
@@ -119,12 +119,8 @@ def lay_out(lists: Lists, described: list[Descriptor], cuts: list[int]) -> Descr
     return pointer
 
 
-def by_dword(runs: list[Run]) -> list[int]:
-    return [
-        address if address == DISCARDED else address + at
-        for address, size in runs
-        for at in range(0, size, 4)
-    ]
+def by_byte(runs: list[Run]) -> list[int]:
+    return [address if address == DISCARDED else address + at for address, size in runs for at in range(size)]
 
 
 @pytest.mark.point("D07")
@@ -163,7 +159,6 @@ def test_garbage_ends_in_a_named_status(
     assert status in (
         Status.SUCCESS,
         Status.SGL_DESCRIPTOR_TYPE_INVALID,
-        Status.SGL_DATA_BLOCK_GRANULARITY_INVALID,
         Status.INVALID_SGL_SEGMENT_DESCRIPTOR,
         Status.INVALID_NUMBER_OF_SGL_DESCRIPTORS,
         Status.DATA_SGL_LENGTH_INVALID,
@@ -223,11 +218,10 @@ def test_a_type_that_is_not_offered_is_invalid(lists: Lists, identifier: int) ->
 
 
 @pytest.mark.point("D07")
-@pytest.mark.parametrize(
-    ("address", "length"), [(0x1001, 4096), (0x1002, 4096), (0x1000, 4098), (0x1000, 4099)]
-)
-def test_data_that_is_not_whole_dwords_is_refused(lists: Lists, address: int, length: int) -> None:
-    assert lists.fails((BLOCK, address, length)) == Status.SGL_DATA_BLOCK_GRANULARITY_INVALID
+def test_data_begins_at_any_byte_and_has_any_number_of_them(lists: Lists) -> None:
+    assert lists.walk((BLOCK, 0x1003, 4097), 2) == [(0x1003, 2)]
+    lists.put(0, (BLOCK, 0x1001, 1), (BUCKET, 0, 3), (BLOCK, 0x2002, 5), (BLOCK, 0x2007, 4096))
+    assert lists.walk((LAST, 0, 64), 4100) == [(0x1001, 1), (DISCARDED, 3), (0x2002, 4096)]
 
 
 @pytest.mark.point("D07")
@@ -311,12 +305,12 @@ def straight(driver: Driver, *described: Descriptor) -> Descriptor:
 @pytest.mark.point("D07")
 @pytest.mark.parametrize("shape", [straight, chained])
 @pytest.mark.parametrize("flags", [SGL, SGL_METADATA])
+@pytest.mark.parametrize(("unit", "sizes"), [(4, [4, 508, 3584, 4000, 96]), (1, [1, 510, 3, 7581, 97])])
 def test_scattered_data_is_written_compared_and_read(
-    pair: QueuePair, shape: Callable[..., Descriptor], flags: int
+    pair: QueuePair, shape: Callable[..., Descriptor], flags: int, unit: int, sizes: list[int]
 ) -> None:
     driver, data = pair.driver, pattern(8192)
-    sizes = [4, 508, 3584, 4000, 96]
-    places = [driver.ram.allocate(size, offset=4 * number) for number, size in enumerate(sizes)]
+    places = [driver.ram.allocate(size, offset=unit * number) for number, size in enumerate(sizes)]
     described, done = [], 0
     for address, size in zip(places, sizes, strict=True):
         driver.ram.write(address, data[done : done + size])
@@ -387,7 +381,6 @@ def test_a_bad_list_fails_its_command_and_no_other(pair: QueuePair, opcode: IoOp
         straight(driver, (BLOCK, buffer, 512), (BLOCK, NOWHERE, 3584)): Status.DATA_TRANSFER_ERROR,
         (BLOCK, buffer, 512): Status.DATA_SGL_LENGTH_INVALID,
         (KEYED, buffer, PAGE): Status.SGL_DESCRIPTOR_TYPE_INVALID,
-        (BLOCK, buffer + 2, PAGE): Status.SGL_DATA_BLOCK_GRANULARITY_INVALID,
         (LAST, buffer, 8): Status.INVALID_SGL_SEGMENT_DESCRIPTOR,
     }
     for first, status in bad.items():

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import struct
 import threading
 from collections.abc import Callable, Generator, Iterator
 
@@ -13,7 +14,7 @@ from outboard.devices.nvme.command_set import Commands
 from outboard.devices.nvme.datapath.plane import DataPlane
 from outboard.devices.nvme.datapath.records import BY_PYTHON
 from outboard.devices.nvme.datapath.tuning import Tuning
-from outboard.devices.nvme.io import IO_COMMANDS
+from outboard.devices.nvme.io import CONDITIONS, IO_COMMANDS
 from outboard.devices.nvme.monitor import Monitor
 from outboard.devices.nvme.spec import BROADCAST, IoOpcode
 from outboard.devices.nvme.state import Identity, Limits, State
@@ -109,7 +110,7 @@ class Stand:
                 subsystem,
                 Identity(cntlid, "F", 1, 1),
                 limits,
-                Commands({}, IO_COMMANDS),
+                Commands({}, IO_COMMANDS, CONDITIONS),
                 spaces,
                 Bus(self.memory),
                 plane,
@@ -288,6 +289,41 @@ def test_a_result_that_cannot_be_dealt_with_keeps_no_other_back(stand: Stand) ->
     stand.start("write", IoOpcode.WRITE, 1)
     stand.until(lambda: stand.ended)
     assert [str(error) for error in reported] == ["a mistake of ours"]
+
+
+CHANGES: dict[Status, Callable[[Stand, Namespace], object]] = {
+    Status.INCOMPATIBLE_NAMESPACE_OR_FORMAT: lambda stand, source: source.reformat(3),
+    Status.FORMAT_IN_PROGRESS: lambda stand, source: setattr(source, "barred", Status.FORMAT_IN_PROGRESS),
+    Status.INVALID_NAMESPACE: lambda stand, source: stand.state.subsystem.remove(source.nsid),
+}
+
+
+@pytest.mark.point("N09")
+@pytest.mark.parametrize("status", CHANGES)
+def test_a_copy_ends_when_the_namespace_it_copies_from_is_not_what_it_was(
+    stand: Stand, status: Status
+) -> None:
+    stand.state.features.behavior = bytes([0, 0, 0, 0, 1 << 2]).ljust(512, b"\0")
+    stand.memory.write(0, struct.pack("<I4xQH", 2, 0, 7))
+    stand.other.gate.clear()
+    stand.start("copy", IoOpcode.COPY, 1, cdw10=4, cdw12=2 << 8)
+    assert stand.other.entered.wait(60)
+    CHANGES[status](stand, stand.state.namespaces[2])
+    stand.other.gate.set()
+    stand.until(lambda: stand.ended)
+    ((_, failure),) = stand.ended
+    assert isinstance(failure, CommandFailed)
+    assert failure.status == status
+    assert (stand.slow.done, stand.state.health.media_errors) == ([], 0)
+
+
+def test_a_flush_of_all_leaves_out_what_is_taken_away_meanwhile(stand: Stand) -> None:
+    stand.slow.gate.clear()
+    stand.start("all", IoOpcode.FLUSH, BROADCAST)
+    stand.state.subsystem.remove(2)
+    stand.slow.gate.set()
+    stand.until(lambda: stand.ended)
+    assert (stand.ended, stand.other.done) == ([("all", 0)], [])
 
 
 def test_work_can_be_run_in_place(stand: Stand) -> None:

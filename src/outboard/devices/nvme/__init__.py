@@ -31,7 +31,7 @@ from outboard.devices.nvme.ana import AnaState
 from outboard.devices.nvme.datapath.tuning import Tuning
 from outboard.devices.nvme.faults import Fault
 from outboard.devices.nvme.function import Doorbells, Nvme
-from outboard.devices.nvme.management.pool import FolderPool, Pool, RamPool
+from outboard.devices.nvme.management.pool import FolderPool, Pool, RamPool, open_pool
 from outboard.devices.nvme.namespace import Namespace, Protection
 from outboard.devices.nvme.placement import PlacementLayout
 from outboard.devices.nvme.qos import Qos
@@ -57,4 +57,5 @@ __all__ = [
     "Tuning",
     "ZoneLayout",
     "ZoneState",
+    "open_pool",
 ]

@@ -60,7 +60,8 @@ def _check_protected(state: "State", space: Namespace, command: Command, access:
 def _note_write(state: "State", space: Namespace, command: Command, access: Access) -> None:
     """The first write after a sanitize operation ends what the log of that says: all is erased."""
     if access is Access.WRITE and space.erased:
-        space.erased = False
+        # A command that a fault has struck sees a copy of its namespace.
+        state.subsystem.namespaces[space.nsid].erased = space.erased = False
         state.subsystem.reconfigure(space.nsid)
 
 

@@ -133,9 +133,9 @@ class Controller:
         for sq, entry in [*taken, *state.plane.slow_commands(SLOW)]:
             state.plane.keep_slow(sq, entry)
         for key, waiting in list(state.outstanding.items()):
-            if waiting.sq.id and all(
-                state.plane.keep_slow(waiting.sq, command.encode()) for command in waiting.commands
-            ):
+            command, *pair = waiting.commands
+            # A fused pair that has written would not compare once more.
+            if waiting.sq.id and not pair and state.plane.keep_slow(waiting.sq, command.encode()):
                 waiting.task.cancel()
                 del state.outstanding[key]
             elif waiting.held is not None:

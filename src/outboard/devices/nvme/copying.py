@@ -128,13 +128,7 @@ def _check_source(
     state: State, space: Namespace, target: int, sources: list[_Source], source: _Source
 ) -> None:
     other = source.space
-    if (other.format, other.protection) != (space.format, space.protection):
-        raise CommandFailed(
-            Status.INCOMPATIBLE_NAMESPACE_OR_FORMAT,
-            f"namespaces {other.nsid} and {space.nsid} have blocks of different formats",
-        )
-    if other is not space:
-        admit(state, Command(IoOpcode.READ, nsid=other.nsid), Access.READ)
+    _check_other(state, space, other)
     range_of(other, source.slba, source.count)
     end = target + sum(each.count for each in sources)
     if other is space and source.slba < end and target < source.slba + source.count:
@@ -143,16 +137,32 @@ def _check_source(
     check_readable(state, other, source.slba, source.count)
 
 
+def _check_other(state: State, space: Namespace, other: Namespace) -> None:
+    """Raise `CommandFailed` if ``other`` is none that ``space`` can have blocks from, or is not any more."""
+    if state.namespace(other.nsid) is not other:
+        raise CommandFailed(Status.INVALID_NAMESPACE, f"namespace {other.nsid} is another one meanwhile")
+    if (other.format, other.protection) != (space.format, space.protection):
+        raise CommandFailed(
+            Status.INCOMPATIBLE_NAMESPACE_OR_FORMAT,
+            f"namespaces {other.nsid} and {space.nsid} have blocks of different formats",
+        )
+    if other is not space:
+        admit(state, Command(IoOpcode.READ, nsid=other.nsid), Access.READ)
+
+
 def _copy(state: State, space: Namespace, target: int, source: _Source, prinfo: Prinfo) -> Iterator[Call]:
     """Copy one range, a piece at a time."""
     step = max(1, AT_ONCE // space.block_size)
     for done in range(0, source.count, step):
         count = min(step, source.count - done)
+        # A command is aborted with its own namespace only: the other one may be formatted, or taken away.
+        _check_other(state, space, source.space)
         there, here = Extent(source.space, source.slba + done, count), Extent(space, target + done, count)
         try:
             yield Call(there.space.storage, there.load)
         except StorageError as error:
             raise media_error(state, Status.UNRECOVERED_READ_ERROR, error) from error
+        _check_other(state, space, source.space)
         verify_stored(state, there, source.prinfo.behind(there.space, done))
         here.data, here.metadata = there.data, there.metadata
         receive(here, prinfo.behind(space, done))

@@ -1,6 +1,5 @@
 """What the keys of a fault may have for values, and which of them go together."""
 
-import math
 from collections.abc import Callable
 from enum import IntEnum
 from typing import Any, Literal
@@ -16,6 +15,10 @@ _OPCODES: dict[str, type[IntEnum]] = {"admin": AdminOpcode, "io": IoOpcode}
 
 _DISTRIBUTIONS = {"exponential": 1, "normal": 2}
 """By name, how many numbers each has."""
+
+
+_MOST = 1_000_000_000
+"""Seconds that a command can be delayed: thirty years."""
 
 
 def _is_integer(value: object) -> bool:
@@ -51,9 +54,9 @@ def _flag(value: Any) -> bool:
 
 
 def _number(value: Any) -> float:
-    """A finite number from 0 on."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-        raise ValueError("numbers are from 0 on")
+    """A number that is no nonsense."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _MOST:
+        raise ValueError(f"numbers are from 0 to {_MOST}")
     return float(value)
 
 

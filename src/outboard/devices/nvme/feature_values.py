@@ -135,7 +135,8 @@ class Features:
         self._current.pop(key, None)
         saved = self._saved.get("plain", {})
         if key in saved:
-            self._save(plain={name: value for name, value in saved.items() if name != key})
+            plain = {name: value for name, value in saved.items() if name != key}
+            self._store.change(SECTION, self._owner, {**self._saved, "plain": plain}, anyway=True)
 
     @property
     def saved_transitions(self) -> bytes:

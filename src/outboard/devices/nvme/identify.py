@@ -24,7 +24,7 @@ from outboard.devices.nvme.namespace import (
 from outboard.devices.nvme.persistent_events import UNITS
 from outboard.devices.nvme.placement import ENDURANCE_GROUP
 from outboard.devices.nvme.protection import EXTENDED_FORMATS
-from outboard.devices.nvme.sgl import BIT_BUCKETS, DWORD_ALIGNED, LONGER_THAN_DATA
+from outboard.devices.nvme.sgl import BIT_BUCKETS, LONGER_THAN_DATA, OFFERED
 from outboard.devices.nvme.spec import BROADCAST, PAGE, VERSION, AdminOpcode, Cns, Csi, IoOpcode
 from outboard.devices.nvme.state import State
 from outboard.devices.nvme.status import CommandFailed, Status
@@ -178,7 +178,7 @@ def controller(state: State) -> bytes:
         nwpc=write_protection.CAPABILITIES,
         tnvmcap=_given(subsystem) + (subsystem.pool.capacity if subsystem.pool else 0),
         unvmcap=subsystem.pool.free if subsystem.pool else 0,
-        sgls=DWORD_ALIGNED | BIT_BUCKETS | LONGER_THAN_DATA | BYTE_ALIGNED_BUFFER | SGL_FOR_METADATA,
+        sgls=OFFERED | BIT_BUCKETS | LONGER_THAN_DATA | BYTE_ALIGNED_BUFFER | SGL_FOR_METADATA,
         subnqn=subsystem.nqn.encode(),
         **{f"psd{number}": each.descriptor for number, each in enumerate(power.POWER_STATES)},
     )

@@ -120,7 +120,9 @@ def flush(state: State, command: Command) -> Work:
     spaces = list(state.namespaces.values()) if every else [state.namespace(command.nsid)]
     try:
         for space in spaces:
-            yield Call(space.storage, space.storage.flush)
+            # While another one was flushed it may have been taken away, and its storage closed.
+            if state.namespaces.get(space.nsid) is space:
+                yield Call(space.storage, space.storage.flush)
     except StorageError as error:
         raise media_error(state, Status.WRITE_FAULT, error) from error
     return 0
@@ -172,7 +174,8 @@ def dataset_management(state: State, command: Command) -> Work:
     if command.cdw11 & DEALLOCATE:
         if space.zones is not None:
             for slba, blocks in named:
-                space.zones.check_discard(slba, blocks)
+                if blocks:
+                    space.zones.check_discard(slba, blocks)
         try:
             for slba, blocks in named:
                 yield Call(space.storage, space.alone(partial(discard, space, slba, blocks)))

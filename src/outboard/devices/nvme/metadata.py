@@ -38,6 +38,12 @@ class Extent:
         self.data = bytearray(self.blocks * self.space.block_size)
         self.metadata = bytearray(self.blocks * self.space.metadata)
 
+    @property
+    def fits(self) -> bool:
+        """Whether there is room for what the blocks hold, still: while memory is awaited they may change."""
+        room = len(self.data), len(self.metadata)
+        return room == (self.blocks * self.space.block_size, self.blocks * self.space.metadata)
+
     def holds(self, other: "Extent") -> bool:
         """Whether the same blocks hold the same elsewhere, apart from protection information."""
         return self.data == other.data and self._unprotected() == other._unprotected()

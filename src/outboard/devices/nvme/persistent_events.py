@@ -75,7 +75,8 @@ class PersistentEvents:
         room = UNITS * 65536 - HEADER
         while sum(map(len, entries)) > 2 * room:
             entries.pop()
-        self._store.put(SECTION, {"generation": (self.generation + 1) % 65536, "entries": entries})
+        events = {"generation": (self.generation + 1) % 65536, "entries": entries}
+        self._store.put(SECTION, events, anyway=True)
 
     @property
     def generation(self) -> int:

@@ -9,7 +9,7 @@ and a group, in one number, the placement identifier. What the medium makes of t
 import struct
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import partial
@@ -82,10 +82,14 @@ class PlacementLayout:
 
 @dataclass(slots=True)
 class Handle:
-    """A reclaim unit handle: what uses it, what was written by it, which events are noted for it."""
+    """A reclaim unit handle: what uses it, what was written by it, which events are noted for it.
+
+    ``users`` is how many namespaces have it; they all have blocks of ``block_size`` bytes.
+    """
 
     use: int = UNUSED
     block_size: int = 0
+    users: int = 0
     bytes_written: int = 0
     noted: set[int] = field(default_factory=set)
 
@@ -131,39 +135,71 @@ class Placement:
         """Give a namespace the handles it names, or one that the controller has. Raises `DefinitionError`."""
         if space.zones is not None:
             raise DefinitionError("a zoned namespace has no part in data placement: zones place data")
-        wanted = list(space.placement_handles)
-        if len(wanted) * self.layout.groups > MOST_IDENTIFIERS or len(set(wanted)) < len(wanted):
-            raise DefinitionError(
-                f"placement handles {wanted}: each at most once, and {MOST_IDENTIFIERS} identifiers at most"
-            )
-        chosen = wanted or [self._controllers()]
+        chosen = self.choose(space.placement_handles, space.block_size)
+        use = OF_HOST if space.placement_handles else OF_CONTROLLER
         for number in chosen:
-            self._take(number, OF_HOST if wanted else OF_CONTROLLER, space.block_size)
-        places = []
-        for group in self.groups:
-            self._places += 1
-            places.append(Place(self._places, space.blocks * space.block_size))
-            group.hold(places[-1], -(-places[-1].size // self.layout.groups))
+            handle = self.handles[number]
+            handle.use, handle.block_size, handle.users = use, space.block_size, handle.users + 1
+        self._places += 1
+        places = [Place(self._places, space.blocks * space.block_size) for _ in self.groups]
+        for group, place in zip(self.groups, places, strict=True):
+            group.hold(place, self._share(place))
         return Placed(chosen, places)
 
-    def _controllers(self) -> int:
-        """The handle for namespaces that name none: the last one that is free."""
-        for use in (OF_CONTROLLER, UNUSED):
-            for number in reversed(range(len(self.handles))):
-                if self.handles[number].use == use:
-                    return number
-        raise DefinitionError("every reclaim unit handle is named by a namespace: none is left")
+    def leave(self, placed: Placed) -> None:
+        """A namespace is gone, or its blocks are: nothing is left of where they were."""
+        for number in placed.handles:
+            handle = self.handles[number]
+            handle.users -= 1
+            if not handle.users:
+                handle.use, handle.block_size = UNUSED, 0
+        for group, place in zip(self.groups, placed.places, strict=True):
+            group.drop(place, self._share(place))
 
-    def _take(self, number: int, use: int, block_size: int) -> None:
-        if not 0 <= number < len(self.handles):
-            raise DefinitionError(f"reclaim unit handles are 0 to {len(self.handles) - 1}, not {number}")
-        handle = self.handles[number]
-        if handle.use not in (UNUSED, use) or handle.block_size not in (0, block_size):
+    def choose(
+        self, wanted: Sequence[int], block_size: int, leaving: "Sequence[Namespace]" = ()
+    ) -> list[int]:
+        """The handles a namespace of such blocks would have; ``leaving`` are those that then have none.
+
+        Raises `DefinitionError` if there are none for it.
+        """
+        users = [handle.users for handle in self.handles]
+        for space in leaving:
+            for number in space.placed.handles if space.placed is not None else ():
+                users[number] -= 1
+        if len(wanted) * self.layout.groups > MOST_IDENTIFIERS or len(set(wanted)) < len(wanted):
             raise DefinitionError(
-                f"reclaim unit handle {number} is for blocks of {handle.block_size} bytes, of namespaces that"
-                f" {'name' if handle.use == OF_HOST else 'do not name'} their handles"
+                f"placement handles {list(wanted)}: each at most once, and {MOST_IDENTIFIERS} identifiers at"
+                " most"
             )
-        handle.use, handle.block_size = use, block_size
+        for number in wanted:
+            if not 0 <= number < len(self.handles):
+                raise DefinitionError(f"reclaim unit handles are 0 to {len(self.handles) - 1}, not {number}")
+            handle = self.handles[number]
+            if users[number] and (handle.use, handle.block_size) != (OF_HOST, block_size):
+                raise DefinitionError(
+                    f"reclaim unit handle {number} is for blocks of {handle.block_size} bytes, of namespaces"
+                    f" that {'name' if handle.use == OF_HOST else 'do not name'} their handles"
+                )
+        return list(wanted) or [self._controllers(users, block_size)]
+
+    def _controllers(self, users: list[int], block_size: int) -> int:
+        """The handle for namespaces that name none: the one they share, or the last one that is free."""
+        numbers = range(len(self.handles) - 1, -1, -1)
+        for number in numbers:
+            handle = self.handles[number]
+            if users[number] and (handle.use, handle.block_size) == (OF_CONTROLLER, block_size):
+                return number
+        for number in numbers:
+            if not users[number]:
+                return number
+        raise DefinitionError(
+            "every reclaim unit handle is named by a namespace, or for blocks of another size"
+            f" than {block_size}: none is left"
+        )
+
+    def _share(self, place: Place) -> int:
+        return -(-place.size // self.layout.groups)
 
     def identifiers(self, placed: Placed) -> Iterator[tuple[int, int, int]]:
         """Each placement identifier of a namespace, with its handle and its group."""

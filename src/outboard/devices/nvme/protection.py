@@ -172,6 +172,10 @@ def of_zeros(space: Namespace, prinfo: Prinfo, first: int, count: int) -> bytes:
 
 
 def _protect(extent: Extent, prinfo: Prinfo, *, making: bool) -> int:
+    if not extent.fits:
+        raise CommandFailed(
+            Status.COMMAND_INTERRUPTED, f"namespace {extent.space.nsid} has another format meanwhile"
+        )
     space, operation = Block(NS_RECORD), Block(OP_RECORD)
     describe_blocks(Record(space, 0), extent.space)
     operation[OP_CHECKS], operation[OP_REFERENCE] = prinfo.checks, prinfo.reference

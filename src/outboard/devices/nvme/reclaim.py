@@ -65,6 +65,15 @@ class Group:
     def hold(self, place: Place, share: int) -> None:
         """Hold ``share`` bytes of a place more."""
         self._places[place.number] = place
+        self._charge(share)
+
+    def drop(self, place: Place, share: int) -> None:
+        """Hold ``share`` bytes of a place no more, nor anything that was written there."""
+        self.discard(place, 0, len(place.homes) * place.chunk)
+        del self._places[place.number]
+        self._charge(-share)
+
+    def _charge(self, share: int) -> None:
         self._capacity += share
         with_spare = self._capacity * (100 + SPARE_PERCENT) // 100
         self._most = -(-with_spare // self.unit_size) + self._spare
@@ -143,8 +152,8 @@ class Group:
     def _empty(self, victim: Unit) -> None:
         left = moved = victim.valid
         for entry in victim.chunks:
-            place, chunk = self._places[entry >> _CHUNK_BITS], entry & (1 << _CHUNK_BITS) - 1
-            if place.homes[chunk] == victim.number:
+            place, chunk = self._places.get(entry >> _CHUNK_BITS), entry & (1 << _CHUNK_BITS) - 1
+            if place is not None and place.homes[chunk] == victim.number:
                 size = min(left, place.chunk)
                 left -= size
                 unit = self._opened(self._mover)

@@ -270,13 +270,13 @@ class Reservation:
         return [(host, what) for host in hosts]
 
 
-def keep(store: Store, nsid: int, reservation: Reservation) -> None:
-    """Have ``store`` remember what outlives a power cycle. Raises `SetupError`."""
+def keep(store: Store, nsid: int, reservation: Reservation, *, anyway: bool = False) -> None:
+    """Have ``store`` remember what outlives a power cycle, as `Store.put` does. Raises `SetupError`."""
     section = dict(store.get(SECTION, {}))
     section.pop(str(nsid), None)
     if reservation.persistent:
         section[str(nsid)] = reservation.save() | {"generation": 0}
-    store.put(SECTION, section)
+    store.put(SECTION, section, anyway=anyway)
 
 
 def kept(store: Store, nsid: int) -> Reservation:

@@ -5,7 +5,7 @@ Segment), with addresses as their only sub type. The rules that drivers lean on,
 
 * The command holds one descriptor. It is the data, or points to a segment, an array of descriptors.
 * The last descriptor of a segment may point to the next; a Last Segment says that none comes after it.
-* Data begins on a dword and has a whole number of them (SGLS in Identify Controller says so).
+* Data may begin at any byte and have any number of them (SGLS in Identify Controller says so).
 * A bit bucket throws away what a command reads; what a command writes has nothing to throw away.
 
 A list ends where the data does: it may describe more than that, and nothing behind it is looked at.
@@ -20,8 +20,8 @@ from outboard.devices.nvme.spec import PAGE
 from outboard.devices.nvme.status import CommandFailed, Status
 from outboard.errors import DmaError
 
-DWORD_ALIGNED, BIT_BUCKETS, LONGER_THAN_DATA = 0b10, 1 << 16, 1 << 18
-"""What of SGLS in Identify Controller is true here."""
+OFFERED, BIT_BUCKETS, LONGER_THAN_DATA = 0b01, 1 << 16, 1 << 18
+"""What of SGLS in Identify Controller is true here; SGLs are `OFFERED` without a granularity."""
 
 LIMIT = 1024
 """Descriptors read for a command, besides one a page of data: lists can be empty, and run in circles."""
@@ -43,9 +43,9 @@ def runs(memory: Readable, low: int, high: int, length: int, *, reading: bool) -
     ``low`` and ``high`` are the two words of the command's data pointer. ``reading`` says that the
     command fills guest memory: only then are there runs at `DISCARDED`.
 
-    Raises `CommandFailed`: SGL_DESCRIPTOR_TYPE_INVALID, SGL_DATA_BLOCK_GRANULARITY_INVALID,
-    INVALID_SGL_SEGMENT_DESCRIPTOR, INVALID_NUMBER_OF_SGL_DESCRIPTORS (too many, or a segment in the
-    middle of one), DATA_SGL_LENGTH_INVALID (too short), DATA_TRANSFER_ERROR (a segment cannot be read).
+    Raises `CommandFailed`: SGL_DESCRIPTOR_TYPE_INVALID, INVALID_SGL_SEGMENT_DESCRIPTOR,
+    INVALID_NUMBER_OF_SGL_DESCRIPTORS (too many, or a segment in the middle of one),
+    DATA_SGL_LENGTH_INVALID (too short), DATA_TRANSFER_ERROR (a segment cannot be read).
     """
     found: list[Run] = []
     left = length
@@ -56,11 +56,6 @@ def runs(memory: Readable, low: int, high: int, length: int, *, reading: bool) -
         size = min(described, left)
         if identifier == BIT_BUCKET:
             found.append((DISCARDED, size))
-        elif (address | described) & 3:
-            raise _failed(
-                Status.SGL_DATA_BLOCK_GRANULARITY_INVALID,
-                f"{described:#x} bytes at {address:#x} are not whole dwords",
-            )
         else:
             join(found, address, size)
         left -= size

@@ -81,7 +81,7 @@ class Held(Cancellable, Protocol):
     """A command that a fault holds back."""
 
     def go_on(self) -> None:
-        """Have it executed now, if it waits for its time."""
+        """Have it executed now."""
 
     def abort(self) -> None:
         """End it as aborted."""

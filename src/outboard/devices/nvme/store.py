@@ -29,6 +29,7 @@ class Store:
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
         self._sections: Document = {}
+        self._behind = False
         if path is not None:
             self._sections = _load(path)
 
@@ -41,16 +42,27 @@ class Store:
         section = self._sections.get(name)
         return section if isinstance(section, dict) else {}
 
-    def change(self, name: str, key: str, value: Any) -> None:
-        """Keep ``value`` under ``key`` of such a section. Raises `SetupError`."""
-        self.put(name, {**self.section(name), key: value})
+    def change(self, name: str, key: str, value: Any, *, anyway: bool = False) -> None:
+        """Keep ``value`` under ``key`` of such a section, as `put` does."""
+        self.put(name, {**self.section(name), key: value}, anyway=anyway)
 
-    def put(self, section: str, value: Any) -> None:
-        """Keep ``value`` (JSON); it is durable when this returns. Raises `SetupError`."""
-        if self._sections.get(section) != value:
+    def put(self, section: str, value: Any, *, anyway: bool = False) -> None:
+        """Keep ``value`` (JSON); it is durable when this returns.
+
+        Raises `SetupError` if it cannot be written. What was there before is then there still, unless the
+        value is to be there ``anyway``: it is durable with whatever is kept next.
+        """
+        if self._behind or self._sections.get(section) != value:
+            before = self._sections
             # A copy of its own: the owner may go on changing what it gave.
-            self._sections[section] = json.loads(json.dumps(value))
-            self._write()
+            self._sections = {**before, section: json.loads(json.dumps(value))}
+            self._behind = True
+            try:
+                self._write()
+            except SetupError:
+                if not anyway:
+                    self._sections = before
+                raise
 
     @property
     def document(self) -> Document:
@@ -59,11 +71,12 @@ class Store:
 
     @document.setter
     def document(self, document: Document) -> None:
-        self._sections = dict(document)
+        self._sections, self._behind = dict(document), True
         self._write()
 
     def _write(self) -> None:
         if self.path is None:
+            self._behind = False
             return
         beside = self.path.with_name(self.path.name + ".new")
         try:
@@ -79,6 +92,7 @@ class Store:
                 os.close(folder)
         except OSError as error:
             raise SetupError(f"cannot keep the state in {self.path}: {error.strerror}") from error
+        self._behind = False
 
 
 def _load(path: Path) -> Document:

@@ -8,10 +8,12 @@ be aborted, its queue can be deleted, and a reset forgets it.
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING
 
+from outboard.devices.nvme.admission import Access
 from outboard.devices.nvme.altered import Altered, through, view
 from outboard.devices.nvme.command import Command
 from outboard.devices.nvme.injection import Strike
 from outboard.devices.nvme.queues import SubmissionQueue
+from outboard.devices.nvme.spec import IoOpcode
 from outboard.devices.nvme.state import Cancellable, Outstanding, State
 from outboard.devices.nvme.status import CommandFailed, Status, status_field
 from outboard.devices.nvme.work import Work
@@ -39,8 +41,8 @@ class Held:
             self.timer.cancel()
 
     def go_on(self) -> None:
-        """Do now what it waits for, if it does; nothing once it was let go, though its time has come."""
-        if self.timer is not None and self._let_go():
+        """Have it executed now; nothing once it was let go, though its time has come."""
+        if self._let_go():
             self._struck.execute()
             self._struck.controller.progressed()
 
@@ -96,7 +98,7 @@ class Struck:
             return 0
         if not torn and self._strike.field is not None:
             return self._failing()
-        if not any(fault.alters for fault in faults):
+        if not any(fault.alters for fault in faults) or not self._has_data:
             outcome = self.controller.handle(self.sq, self.command)
             if outcome is None:
                 # An event request, which waits: its completion is the one that faults are about.
@@ -105,6 +107,12 @@ class Struck:
         seen, self._altered = view(self.controller.state, self.command, self._strike)
         outcome = self.controller.handle(self.sq, self.command, seen)
         return self._altering(outcome) if isinstance(outcome, Generator) else outcome
+
+    @property
+    def _has_data(self) -> bool:
+        """Whether the command is for blocks; others may change the namespace itself."""
+        io = self.controller.state.commands.io.get(self.command.opcode)
+        return self.command.opcode == IoOpcode.FLUSH or (io is not None and io.access is not Access.NONE)
 
     def _altering(self, work: Work) -> Work:
         result = yield from through(work, self._altered)

@@ -7,7 +7,7 @@ Everything here is done in the `turn` of the thread that does it (`outboard.devi
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -137,10 +137,10 @@ class Subsystem:
             space.nsid = nsid
             space.reservation = kept(self.store, nsid)
             space.uncorrectable = Extents(self.store.get(f"uncorrectable/{nsid}", []))
-            self._place(space)
             zone_events.belong(self, space)
-            self.namespaces[nsid] = space
             self.inventory.recall(space)
+            self._place(space)
+            self.namespaces[nsid] = space
             self.sanitizing.bar(space)
             for cntlid in self.controllers:
                 if self.inventory.may_have(space, cntlid):
@@ -161,15 +161,24 @@ class Subsystem:
             del self.namespaces[nsid]
             self.background.interrupt(space)
             self.self_tests.abort_for([nsid], SelfTestResult.NAMESPACE_REMOVED)
-            self.inventory.forget(nsid)
-            self.keep(f"uncorrectable/{nsid}", [])
-            keep(self.store, nsid, Reservation())
-            for state in self.controllers.values():
-                state.features.forget_namespace(nsid)
+            self.forget(nsid)
+            if space.placed is not None and self.placement is not None:
+                self.placement.leave(space.placed)
             if space.created and self.pool is not None:
                 self.pool.delete(nsid)
             self._tell(nsid, before - {but})
         return space
+
+    def forget(self, nsid: int) -> None:
+        """Forget what belongs to a namespace identifier: the next namespace that has it begins anew."""
+        self.inventory.forget(nsid)
+        self.keep(f"uncorrectable/{nsid}", [])
+        with _for_now(f"that namespace {nsid} is not reserved"):
+            keep(self.store, nsid, Reservation(), anyway=True)
+        for state in self.controllers.values():
+            state.reservation_log.masks.pop(nsid, None)
+            with _for_now(f"that namespace {nsid} has no features"):
+                state.features.forget_namespace(nsid)
 
     def attach(self, nsid: int, cntlid: int) -> None:
         """Let a controller have a namespace; its host is not told."""
@@ -196,11 +205,9 @@ class Subsystem:
             state.let_go(space.storage)
 
     def keep(self, section: str, value: Any) -> None:
-        """Put something into the store; if it cannot be kept, it is so until the next power cycle."""
-        try:
-            self.store.put(section, value)
-        except SetupError as error:
-            log.error("%s will not outlive a power cycle: %s", section, error)
+        """Put something into the store; if it cannot be kept now, it is with what is kept next."""
+        with _for_now(section):
+            self.store.put(section, value, anyway=True)
 
     def resized(self, nsid: int) -> None:
         """Look at a namespace's storage again, whose size has changed, and tell every host."""
@@ -232,6 +239,7 @@ class Subsystem:
                 yield space
             finally:
                 self.reconfigure(nsid)
+            self.relocate(space)
             self.inventory.renew(space)
             self.announce(nsid)
 
@@ -247,6 +255,16 @@ class Subsystem:
             self.reconfigure(nsid)
             for state in self.states_of(nsid):
                 state.wake()
+
+    def relocate(self, space: Namespace) -> None:
+        """The blocks of a namespace are others now: where they were placed is forgotten."""
+        if space.placed is not None and self.placement is not None:
+            self.placement.leave(space.placed)
+            space.placed = None
+            try:
+                self._place(space)
+            except DefinitionError as error:
+                log.warning("namespace %d has no part in data placement any more: %s", space.nsid, error)
 
     def reconfigure(self, nsid: int) -> None:
         """Have every data plane look anew at a namespace that has changed; when this returns, each has."""
@@ -267,6 +285,7 @@ class Subsystem:
             self.lose_power()
             for nsid, space in self.namespaces.items():
                 space.reservation = space.reservation.after_power_loss()
+                space.write_protection = space.lasting_protection
                 for storage in layers(space.storage):
                     if isinstance(storage, VolatileStorage):
                         storage.cut(f"{seed} {nsid}")
@@ -298,14 +317,17 @@ class Subsystem:
         """
         with self.turn:
             keep(self.store, space.nsid, after)
-            before, space.reservation = space.reservation, after
+            self._reserved(space, after, notices)
+
+    def _reserved(self, space: Namespace, after: Reservation, notices: Notices) -> None:
+        before, space.reservation = space.reservation, after
+        for state in self.states_of(space.nsid):
+            if before.rights(state.host) != after.rights(state.host):
+                state.plane.configure()
+        for host, what in notices:
             for state in self.states_of(space.nsid):
-                if before.rights(state.host) != after.rights(state.host):
-                    state.plane.configure()
-            for host, what in notices:
-                for state in self.states_of(space.nsid):
-                    if state.host == host and state.reservation_log.add(what, space.nsid):
-                        state.report(RESERVATION_LOG_AVAILABLE)
+                if state.host == host and state.reservation_log.add(what, space.nsid):
+                    state.report(RESERVATION_LOG_AVAILABLE)
 
     def host_left(self, cntlid: int) -> None:
         """A controller was reset: without an identifier, whoever uses it next is another host."""
@@ -314,7 +336,9 @@ class Subsystem:
             for space in self.namespaces.values():
                 if host in space.reservation.keys:
                     after = space.reservation.copy()
-                    self.reserve(space, after, after.forget(host))
+                    notices = after.forget(host)
+                    # Nothing of such a host outlives a power cycle, whatever is kept.
+                    self._reserved(space, after, notices)
 
     def set_vitals(self, **values: Any) -> None:
         """Say how the drive is: see `outboard.devices.nvme.vitals.Vitals`. Hosts are told of what is wrong.
@@ -354,7 +378,8 @@ class Subsystem:
     def leave(self, cntlid: int) -> None:
         """A controller is gone for good."""
         with self.turn:
-            for nsid in list(self.controllers[cntlid].namespaces):
+            self.host_left(cntlid)
+            for nsid in self.controllers[cntlid].attached:
                 self.detach(nsid, cntlid)
             del self.controllers[cntlid]
             self.ana.forget(cntlid)
@@ -371,7 +396,8 @@ class Subsystem:
             self.store.document = document
             self._recall()
         except Exception as error:
-            self.store.document = before
+            with suppress(SetupError):
+                self.store.document = before
             self._recall()
             raise StateError(f"the state of the subsystem cannot be: {error!r}") from error
 
@@ -430,6 +456,15 @@ class Subsystem:
     def _tell(self, nsid: int, cntlids: set[int]) -> None:
         for cntlid in sorted(cntlids):
             self.controllers[cntlid].namespace_changed(nsid)
+
+
+@contextmanager
+def _for_now(what: str) -> Iterator[None]:
+    """Go on though something cannot be kept."""
+    try:
+        yield
+    except SetupError as error:
+        log.error("%s will not outlive a power cycle: %s", what, error)
 
 
 def _check_text(what: str, text: str, limit: int) -> None:

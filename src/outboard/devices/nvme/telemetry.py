@@ -89,7 +89,7 @@ class Telemetry:
 
     def _keep(self, page: bytes) -> None:
         try:
-            self._store.change(SECTION, self._owner, page.hex())
+            self._store.change(SECTION, self._owner, page.hex(), anyway=True)
         except SetupError:
             log.exception("telemetry is kept for as long as this process runs only")
 

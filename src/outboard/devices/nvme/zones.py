@@ -152,8 +152,8 @@ class Zones:
             )
 
     def check_discard(self, slba: int, count: int) -> None:
-        """Raise `CommandFailed` if blocks cannot be deallocated."""
-        for zone in self.zones[self.at(slba).number : self.at(slba + max(count, 1) - 1).number + 1]:
+        """Raise `CommandFailed` if blocks, one at least, cannot be deallocated."""
+        for zone in self.zones[self.at(slba).number : self.at(slba + count - 1).number + 1]:
             zone.check_changeable()
 
     def append_at(self, slba: int, count: int) -> int:

@@ -4,15 +4,17 @@ from typing import Annotated, Literal
 
 from outboard.devices.nvme.ana import AnaState
 from outboard.devices.nvme.namespace import ANA_GROUPS
+from outboard.errors import RequestRefused
 from outboard.operation.control.method import SUBSYSTEM, Functions
 from outboard.operation.control.shown import ControllerShown, controller_shown
 from outboard.operation.declared import Between
 from outboard.operation.options import PlacedController, ServedController
-from outboard.operation.service import Served, Service
+from outboard.operation.service import ControllerServed, Served, Service
 
 Cntlid = Annotated[int, Between(1, 0xFFEF), "The controller."]
 Name = Annotated[str | None, SUBSYSTEM.meaning]
 
+Seconds = Annotated[float, Between(0, 3600), "For how long."]
 Group = Annotated[int, Between(1, ANA_GROUPS), "The group, which namespaces name as their ana_group."]
 Access = Annotated[
     Literal["optimized", "non_optimized", "inaccessible", "persistent_loss", "change"],
@@ -40,6 +42,37 @@ def remove(service: Service, cntlid: Cntlid, subsystem: Name = None) -> None:
     service.remove_controller(service.named(subsystem), cntlid)
 
 
+def fail(served: Served, cntlid: Cntlid) -> ControllerShown:
+    """Let a controller fail for good (CSTS.CFS), until its host resets it."""
+    controller = _running(served, cntlid)
+    controller.nvme.fail("the operator had it fail")
+    return controller_shown(controller)
+
+
+def pause(served: Served, cntlid: Cntlid, seconds: Seconds) -> ControllerShown:
+    """Let a controller take no command for a while (CSTS.PP), as if firmware was activated."""
+    controller = _running(served, cntlid)
+    controller.nvme.pause(seconds)
+    return controller_shown(controller)
+
+
+def pull(served: Served, cntlid: Cntlid) -> None:
+    """Have a controller gone without a word, its client still connected: all it reads is ones."""
+    served.controller(cntlid).nvme.surprise_removal()
+
+
+def plug(served: Served, cntlid: Cntlid) -> None:
+    """Put a controller that was pulled back in: it is as after power on."""
+    served.controller(cntlid).nvme.replug()
+
+
+def _running(served: Served, cntlid: int) -> ControllerServed:
+    controller = served.controller(cntlid)
+    if not (controller.server.connected and controller.nvme.ready):
+        raise RequestRefused(f"controller {cntlid} is not in use: no host has made it ready")
+    return controller
+
+
 def set_access(served: Served, cntlid: Cntlid, group: Group, access: Access) -> None:
     """Set how a controller can access a group of namespaces (ANA); its host is told."""
     served.subsystem.set_ana(cntlid, group, AnaState[access.upper()])
@@ -49,5 +82,9 @@ FUNCTIONS: Functions = {
     "controller.list": list_them,
     "controller.add": add,
     "controller.remove": remove,
+    "controller.fail": fail,
+    "controller.pause": pause,
+    "controller.pull": pull,
+    "controller.plug": plug,
     "ana.set": set_access,
 }

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, is_dataclass
 from typing import Any, Self, cast, get_type_hints
 
+from outboard.errors import DefinitionError, RequestRefused
 from outboard.operation.declared import Field, Misfit, fields_of, schema_of, summary_of, take
 from outboard.operation.service import Served, Service
 
@@ -43,6 +44,13 @@ class Method:
     def __call__(self, service: "Service", params: Any) -> Any:
         """Check ``params``, and do it. Raises `Misfit` and `OutboardError`."""
         given = take(self.fields, self._by_name(params))
+        try:
+            return self._do(service, given)
+        except DefinitionError as error:
+            # Who asks for what cannot be is no author of a device.
+            raise RequestRefused(error.sentence) from error
+
+    def _do(self, service: "Service", given: dict[str, Any]) -> Any:
         if not self.of_subsystem:
             return self.function(service, **self._arguments(given))
         served = service.named(given.pop("subsystem", None))

@@ -5,7 +5,14 @@ To add one, write a function in a module of this folder, and name it in that mod
 
 from typing import Any
 
-from outboard.operation.control import about_controllers, about_faults, about_namespaces, about_service
+from outboard.operation.control import (
+    about_controllers,
+    about_drive,
+    about_faults,
+    about_namespaces,
+    about_service,
+    about_zones,
+)
 from outboard.operation.control.method import Functions, Method
 from outboard.operation.service import Service
 
@@ -18,7 +25,9 @@ def discover(service: Service) -> list[dict[str, Any]]:
 FUNCTIONS: Functions = {
     **about_service.FUNCTIONS,
     **about_namespaces.FUNCTIONS,
+    **about_zones.FUNCTIONS,
     **about_controllers.FUNCTIONS,
+    **about_drive.FUNCTIONS,
     **about_faults.FUNCTIONS,
     "rpc.discover": discover,
 }

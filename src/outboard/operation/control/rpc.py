@@ -6,6 +6,7 @@ it. Nobody is trusted: any bytes are answered, and what is kept of them is bound
 
 import json
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, is_dataclass
 from typing import Any
@@ -118,7 +119,10 @@ def _problem(request: Any) -> str:
 
 
 def _is_id(id: Any) -> bool:
-    return id is None or (isinstance(id, str | int | float) and not isinstance(id, bool))
+    # 1e999 is JSON, and infinite to Python, which would answer it as what is none.
+    if isinstance(id, float):
+        return math.isfinite(id)
+    return id is None or (isinstance(id, str | int) and not isinstance(id, bool))
 
 
 def _id_of(request: Any) -> Any:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from outboard.devices.nvme import Namespace
+from outboard.devices.nvme.spec import WriteProtection
 from outboard.operation.service import ControllerServed, Served
 from outboard.operation.statistics import state_of
 from outboard.storage import Storage
@@ -10,7 +11,10 @@ from outboard.storage import Storage
 
 @dataclass(frozen=True, slots=True)
 class NamespaceShown:
-    """A namespace; sizes are bytes, ``attached`` are the controllers that have it; 0 ``zones``: not zoned."""
+    """A namespace; sizes are bytes, ``attached`` are the controllers that have it; 0 ``zones``: not zoned.
+
+    ``created`` says whether a host did that, from the pool; ``protection`` is that against writes.
+    """
 
     nsid: int
     storage: str
@@ -19,6 +23,9 @@ class NamespaceShown:
     metadata: int
     shared: bool
     zones: int
+    ana_group: int
+    protection: str
+    created: bool
     attached: tuple[int, ...]
 
 
@@ -37,12 +44,14 @@ class ControllerShown:
 
 @dataclass(frozen=True, slots=True)
 class SubsystemShown:
-    """A subsystem, whole."""
+    """A subsystem, whole; of its pool, bytes, all of them and those that are free."""
 
     name: str
     serial: str
     model: str
     nqn: str
+    pool: int
+    pool_free: int
     namespaces: tuple[NamespaceShown, ...]
     controllers: tuple[ControllerShown, ...]
 
@@ -64,6 +73,9 @@ def namespace_shown(space: Namespace) -> NamespaceShown:
         metadata=space.metadata,
         shared=space.shared,
         zones=len(space.zones.zones) if space.zones is not None else 0,
+        ana_group=space.ana_group,
+        protection=WriteProtection(space.write_protection).name.lower(),
+        created=bool(space.created),
         attached=tuple(sorted(space.attached)),
     )
 
@@ -84,11 +96,14 @@ def controller_shown(served: ControllerServed) -> ControllerShown:
 
 def subsystem_shown(served: Served) -> SubsystemShown:
     """What is said of a subsystem."""
+    pool = served.subsystem.pool
     return SubsystemShown(
         name=served.name,
         serial=served.subsystem.serial,
         model=served.subsystem.model,
         nqn=served.subsystem.nqn,
+        pool=pool.capacity if pool is not None else 0,
+        pool_free=pool.free if pool is not None else 0,
         namespaces=tuple(namespace_shown(space) for _, space in sorted(served.subsystem.namespaces.items())),
         controllers=tuple(controller_shown(each) for _, each in sorted(served.controllers.items())),
     )

@@ -425,7 +425,7 @@ def descriptor(address: int, size: int, identifier: int = 0) -> bytes:
         (descriptor(HALFWAY + 64, 24), Status.SUCCESS),
         (descriptor(HALFWAY + 64, 32), Status.SUCCESS),
         (descriptor(HALFWAY + 64, 16), Status.METADATA_SGL_LENGTH_INVALID),
-        (descriptor(HALFWAY + 66, 24), Status.SGL_DATA_BLOCK_GRANULARITY_INVALID),
+        (descriptor(HALFWAY + 65, 24), Status.SUCCESS),
         (descriptor(HALFWAY + 64, 24, 0x40), Status.SGL_DESCRIPTOR_TYPE_INVALID),
         (descriptor(NOWHERE, 24), Status.DATA_TRANSFER_ERROR),
         (descriptor(NOWHERE, 24, 0x10), Status.SUCCESS),

@@ -56,6 +56,8 @@ def format_nvm(state: "State", command: Command) -> None:
                 Status.INVALID_FORMAT, f"namespace {space.nsid} holds no block of that format", location=40
             )
         _check_free(space)
+    if spaces:
+        setting.check_placed(spaces, state.subsystem.placement, location=40)
     state.subsystem.self_tests.abort_for([space.nsid for space in spaces], SelfTestResult.FORMATTED)
     state.events.defer(command.cid, state.subsystem.formatting.begin(spaces, setting))
 

@@ -102,6 +102,7 @@ class Formatting:
         else:
             setting.apply(space)
             space.was_erased()
+            self._subsystem.relocate(space)
             self._subsystem.keep(f"uncorrectable/{space.nsid}", [])
             self._subsystem.inventory.note(space)
         operation.target = None

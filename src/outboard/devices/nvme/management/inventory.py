@@ -66,7 +66,7 @@ class Inventory:
         setting = Setting.load(record["setting"])
         if setting != Setting.of(space) and setting.blocks(space.storage.size):
             setting.apply(space)
-        space.write_protection = record["write_protection"]
+        space.write_protection = max(space.write_protection, record["write_protection"])
 
     def may_have(self, space: Namespace, cntlid: int) -> bool:
         """Whether a controller that comes, or is there when the namespace comes, gets it."""

@@ -90,6 +90,7 @@ def _create(state: "State", command: Command) -> int:
         raise CommandFailed(
             Status.NAMESPACE_ID_UNAVAILABLE, f"all {subsystem.most_namespaces} identifiers are taken"
         )
+    setting.check_placed([], subsystem.placement)
     size = blocks * setting.bytes
     if subsystem.pool is None or size > subsystem.pool.free:
         raise CommandFailed(
@@ -103,6 +104,8 @@ def _create(state: "State", command: Command) -> int:
     setting.apply(space)
     space.csi, space.created = csi, subsystem.inventory.next_generation()
     space.nsid = nsid
+    # The configuration may have had one with this identifier in another process.
+    subsystem.forget(nsid)
     # Noted as attached to none: it is there before any controller may have it.
     subsystem.inventory.note(space, attached=True)
     subsystem.add(space, nsid)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from outboard.errors import SetupError, StorageError
-from outboard.storage import FileStorage, RamStorage, Storage, open_file
+from outboard.storage import FileStorage, RamStorage, Storage, open_file, parse_size
 
 
 class Pool(Protocol):
@@ -153,3 +153,22 @@ class FolderPool(_Accounts):
         self._forget(nsid)
         with suppress(OSError):
             os.unlink(self.path(nsid))
+
+
+def open_pool(spec: str) -> RamPool | FolderPool:
+    """The pool that ``ram:SIZE``, or ``FOLDER,size=SIZE``, names.
+
+    Raises `StorageError` if it names none, `SetupError` if there can be no such folder.
+
+    >>> open_pool("ram:1G").free >> 20
+    1024
+    """
+    kind, _, size = spec.partition(":")
+    if kind == "ram":
+        return RamPool(parse_size(size))
+    folder, option, size = spec.rpartition(",size=")
+    if not (folder and option):
+        raise StorageError(
+            f"{spec!r} is no pool: write ram:8G, or a folder and a size, as /srv/pool,size=100G"
+        )
+    return FolderPool(folder, parse_size(size))

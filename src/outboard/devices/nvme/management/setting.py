@@ -3,11 +3,12 @@
 LBA formats are numbered as in `outboard.devices.nvme.namespace.FORMATS`; NVM Command Set 1.0, 4.1.5.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from outboard.devices.nvme.namespace import FORMATS, Namespace, Protection
+from outboard.devices.nvme.placement import Placement
 from outboard.devices.nvme.spec import Csi
 from outboard.devices.nvme.status import CommandFailed, Status
 from outboard.errors import DefinitionError
@@ -57,6 +58,23 @@ class Setting:
             raise CommandFailed(
                 Status.INVALID_FORMAT, "zones have no protection information", location=location
             )
+
+    def check_placed(
+        self, spaces: Sequence[Namespace], placement: Placement | None, location: int | None = None
+    ) -> None:
+        """Raise `CommandFailed` (Invalid Format) if there are no handles for data placement in such blocks.
+
+        They are for ``spaces``, which get another format; or, if there are none, for one that is new.
+        """
+        block_size = FORMATS[self.format].block_size
+        changed = [space for space in spaces if space.block_size != block_size]
+        if placement is None or not placement.enabled or (spaces and not changed):
+            return
+        try:
+            for handles in [space.placement_handles for space in changed] or [()]:
+                placement.choose(handles, block_size, changed)
+        except DefinitionError as error:
+            raise CommandFailed(Status.INVALID_FORMAT, str(error), location=location) from error
 
     def blocks(self, size: int) -> int:
         """How many blocks a storage of ``size`` bytes has."""

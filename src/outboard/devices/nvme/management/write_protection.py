@@ -13,7 +13,9 @@ from outboard.devices.nvme.work import Call, Work
 from outboard.errors import StorageError
 
 if TYPE_CHECKING:
+    from outboard.devices.nvme.namespace import Namespace
     from outboard.devices.nvme.state import State
+    from outboard.devices.nvme.subsystem import Subsystem
 
 CAPABILITIES = 0b111
 """NWPC: all of them are offered."""
@@ -41,15 +43,23 @@ def put(state: "State", command: Command) -> int | Work:
         raise CommandFailed(space.barred, f"namespace {space.nsid} is being erased")
     if wanted == space.write_protection:
         return 0
-    had = space.write_protection
-    space.write_protection = wanted
-    state.subsystem.inventory.note(space)
-    state.subsystem.reconfigure(space.nsid)
-    for each in state.subsystem.states_of(space.nsid):
+    protect(state.subsystem, space, WriteProtection(wanted), but=state.identity.cntlid)
+    return _flushed(state, command.nsid)
+
+
+def protect(subsystem: "Subsystem", space: "Namespace", wanted: WriteProtection, *, but: int = 0) -> None:
+    """Protect a namespace like that from now on, or no longer, and tell every host but controller ``but``'s.
+
+    In the subsystem's turn. Whoever runs it may end what a host cannot. Writes that wait for a slow storage
+    are to be tried again. What was written is the caller's to flush.
+    """
+    had, space.write_protection = space.write_protection, wanted
+    subsystem.inventory.note(space)
+    subsystem.reconfigure(space.nsid)
+    for each in subsystem.states_of(space.nsid):
         each.abort(space, Status.COMMAND_INTERRUPTED)
     if bool(had) != bool(wanted):
-        state.subsystem.announce(space.nsid, but=state.identity.cntlid)
-    return _flushed(state, command.nsid)
+        subsystem.announce(space.nsid, but=but)
 
 
 def _flushed(state: "State", nsid: int) -> Work:
