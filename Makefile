@@ -37,7 +37,7 @@ check: $(READY)  ## formatting, lint, types, floors of the house, house rules, d
 	$(BIN)/python -m tools.points --check
 	$(MAKE) --no-print-directory docs
 
-fuzz: $(READY)  ## let atheris look for inputs that break codec, server, client, proxy: SECONDS=60 each
+fuzz: $(READY)  ## let atheris look for inputs that break codec, server, client, proxy, commands: SECONDS=60 each
 	$(BIN)/python -m fuzz --seconds $(SECONDS)
 
 bench: $(READY)  ## run every benchmark in its quick form, one table each

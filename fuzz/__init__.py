@@ -4,6 +4,7 @@
 * `server`: devices behind a `Session`: messages, descriptors, answers to their own commands
 * `client`: a `Client` and a server that answers anything
 * `proxy`: a proxy between two peers that say anything
+* `commands`: an NVMe subsystem with two controllers, and commands that are wrong in every way
 
 A target is a module with a function ``run(data)`` that raises when its property, the first sentence of its
 docstring, does not hold. ``data`` is read by `choices`: what a fuzzer changes are decisions, so that most
@@ -14,7 +15,7 @@ kept in ``corpus``, which need no atheris.
 import importlib
 from collections.abc import Callable
 
-TARGETS = ("codec", "server", "client", "proxy")
+TARGETS = ("codec", "server", "client", "proxy", "commands")
 
 
 def target_named(name: str) -> Callable[[bytes], None]:

@@ -99,7 +99,7 @@ class Loop:
         `waits_for_one`); a descriptor that is watched is heard at once.
         """
         self._soon.append(callback)
-        if self._alarm is not None or threading.get_ident() != self._thread:
+        if self._alarm is not None or not self.current:
             self.wake()
 
     def after(self, seconds: float, callback: Callback) -> Timer:
@@ -159,6 +159,11 @@ class Loop:
                 self._turn(None, until_stopped=True)
         finally:
             self._running = False
+
+    @property
+    def current(self) -> bool:
+        """Whether the calling thread is the one that runs the loop, or ran it last."""
+        return self._thread == threading.get_ident()
 
     @property
     def waits_for_one(self) -> bool:

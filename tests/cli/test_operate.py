@@ -102,6 +102,10 @@ def test_two_controllers_serve_one_disk_that_is_operated_meanwhile(
         assert asked("namespace", "add", "ram:8M", "--block-size", "4K")["nsid"] == 2
         assert driver.namespaces() == [1, 2]
         driver.write(2, 0, bytes(4096))
+        assert asked("namespace", "resize", "2", "16M")["size"] == 16 << 20
+        limits = asked("namespace", "set-qos", "2", "--iops", "5000", "--write-bytes-per-second", "100M")
+        assert (limits["iops"], limits["write_bytes_per_second"]) == (5000, 100 << 20)
+        assert asked("health", "set", "--spare", "5")["spare"] == 5
         assert asked("namespace", "detach", "2", "1")["attached"] == [2]
         assert driver.namespaces() == [1]
         assert asked("namespace", "remove", "2") is None

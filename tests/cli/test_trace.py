@@ -25,7 +25,7 @@ def test_a_capture_is_printed_a_line_a_message(outboard: Outboard) -> None:
 
 def test_an_nvme_controllers_registers_have_names_without_being_asked_for(outboard: Outboard) -> None:
     shown = outboard("trace", NVME_IDENTIFY, "--region", "bar0", "--only", "region-write").stdout
-    assert "BAR0 cc [0x14] = 0x00460001 (enable=1" in shown
+    assert "BAR0 cc [0x14] = 0x00460061 (enable=1" in shown
     assert "REGION_READ" not in shown
     assert "config" not in shown
 

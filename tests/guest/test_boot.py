@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from outboard import Server
-from outboard.devices.nvme import Namespace, Nvme, Subsystem
+from outboard.devices.nvme import Namespace, Nvme, Subsystem, ZoneLayout
 from outboard.storage import RamStorage, open_storage
 from outboard.testing.guest import Attach, Guest, linux_disk
 from tests.guest.linux import complaints, disk_of
@@ -15,6 +15,8 @@ from tests.guest.linux import complaints, disk_of
 pytestmark = pytest.mark.guest
 
 MANY = 256
+ZONED = 2
+"""The namespace identifier of the one with zones."""
 
 
 @pytest.fixture(scope="module")
@@ -40,21 +42,37 @@ def booted(image: Path, firmware: str, *others: Namespace | RamStorage) -> Itera
     disks.namespaces[1].storage.close()
 
 
+def beside() -> list[Namespace | RamStorage]:
+    """A zoned namespace, which no firmware boots from, and many plain ones."""
+    zoned = Namespace(RamStorage(64 << 20), zoned=ZoneLayout(size=16 << 20))
+    return [zoned, *(RamStorage(1 << 20) for _ in range(MANY - 2))]
+
+
+def has_zones(guest: Guest) -> bool:
+    """Whether the zoned namespace is one for the guest, too."""
+    return (
+        guest.run(f"cat /sys/block/{disk_of(guest, ZONED).rpartition('/')[2]}/queue/zoned").strip()
+        == "host-managed"
+    )
+
+
 @pytest.mark.point("B01", "B06")
-def test_seabios_boots_linux_by_grub_beside_255_more_namespaces(image: Path) -> None:
-    with booted(image, "seabios", *(RamStorage(1 << 20) for _ in range(MANY - 1))) as guest:
+def test_seabios_boots_linux_by_grub_beside_255_more_namespaces_one_of_them_zoned(image: Path) -> None:
+    with booted(image, "seabios", *beside()) as guest:
         assert "outboard: GRUB on pc" in guest.console
         assert "efi" not in guest.run("ls /sys/firmware").split()
         assert guest.run("ls -d /sys/block/nvme*n* | wc -l").strip() == str(MANY)
         assert disk_of(guest, MANY)
+        assert has_zones(guest)
         assert complaints(guest) == []
 
 
 @pytest.mark.point("B06", "P147")
-def test_ovmf_boots_linux_by_grub_beside_255_more_namespaces(image: Path) -> None:
-    with booted(image, "ovmf", *(RamStorage(1 << 20) for _ in range(MANY - 1))) as guest:
+def test_ovmf_boots_linux_by_grub_beside_255_more_namespaces_one_of_them_zoned(image: Path) -> None:
+    with booted(image, "ovmf", *beside()) as guest:
         assert "outboard: GRUB on efi" in guest.console
         assert guest.run("ls -d /sys/block/nvme*n* | wc -l").strip() == str(MANY)
+        assert has_zones(guest)
         assert complaints(guest) == []
 
 

@@ -40,7 +40,7 @@ def test_linux_finds_the_controller_and_both_namespaces(machine: Guest) -> None:
         "size=16K",
         "Power Management version 3",
         "Express (v2) Endpoint",
-        "MSI-X: Enable+ Count=33",
+        "MSI-X: Enable+ Count=129",
     ):
         assert words in capabilities
     assert "Kernel driver in use: nvme" in capabilities

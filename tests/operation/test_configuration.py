@@ -1,13 +1,16 @@
 """The configuration file: what it may say, and what is told of what it may not."""
 
+import inspect
 from pathlib import Path
 
 import pytest
 
+from outboard.devices.nvme import Nvme
 from outboard.errors import SetupError
 from outboard.operation import read_configuration
 from outboard.operation.configuration import MetricsOptions, SubsystemOptions
-from outboard.operation.options import NamespaceOptions, ServedController
+from outboard.operation.declared import fields_of
+from outboard.operation.options import ControllerOptions, NamespaceOptions, ServedController
 
 WHOLE = """
 [subsystem.main]
@@ -83,7 +86,7 @@ CONTROLLER = '[[subsystem.main.controller]]\nsocket = "a.sock"\n'
             CONTROLLER + "vector = 2",
             "subsystem.main.controller[0].vector means nothing: did you mean vectors?",
         ),
-        (CONTROLLER + "vectors = 257", "subsystem.main.controller[0].vectors is 257: it is 0 to 256"),
+        (CONTROLLER + "vectors = 2049", "subsystem.main.controller[0].vectors is 2049: it is 0 to 2048"),
         (CONTROLLER + CONTROLLER, "socket 'a.sock' is there 2 times: each one needs its own"),
         (CONTROLLER + '[control]\nsocket = "a.sock"', "socket 'a.sock' is there 2 times"),
         (
@@ -135,6 +138,15 @@ def test_metrics_have_an_address(listen: str, address: tuple[str, int]) -> None:
 def test_an_address_that_is_none_is_told(listen: str) -> None:
     with pytest.raises(SetupError, match="write HOST:PORT, as 127"):
         _ = MetricsOptions(listen=listen).address
+
+
+def test_a_controller_has_the_defaults_that_it_has_in_python() -> None:
+    given = inspect.signature(Nvme).parameters
+    shared = [each for each in fields_of(ControllerOptions) if each.name in given]
+    assert {each.name: each.default for each in shared} == {
+        each.name: given[each.name].default for each in shared
+    }
+    assert "queue_entries" in [each.name for each in shared]
 
 
 def test_a_namespace_in_one_line_says_the_same_as_in_a_file() -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from outboard.errors import ConnectionLost, Fault, PeerTimeout, RemoteError, SetupError
 from outboard.operation import ControlClient
-from outboard.operation.control.rpc import MOST_LINE
+from outboard.operation.control.rpc import BUSY, MOST_LINE, encoded, failure
 from outboard.operation.control.server import MOST_CLIENTS
 from tests.operation.conftest import Ask, Run, document
 
@@ -196,6 +196,18 @@ def test_the_client_says_so_if_nobody_answers(tmp_path: Path) -> None:
         listener.listen()
         with ControlClient(tmp_path / "mute.sock", timeout=0.05) as client, pytest.raises(PeerTimeout):
             client.call("subsystem.list")
+
+
+def test_the_client_hears_why_it_was_let_go_before_it_asked(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "busy.sock"))
+        listener.listen()
+        with ControlClient(tmp_path / "busy.sock") as client:
+            connection, _ = listener.accept()
+            connection.sendall(encoded(failure(None, BUSY, "there are 32 clients already")))
+            connection.close()
+            with pytest.raises(RemoteError, match="32 clients already"):
+                client.call("subsystem.list")
 
 
 def test_the_client_says_so_if_something_else_answers(tmp_path: Path) -> None:

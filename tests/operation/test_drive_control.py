@@ -200,6 +200,8 @@ def test_a_controller_fails_and_the_other_path_goes_on(use: Use, tmp_path: Path)
     with pytest.raises(RemoteError, match="controller 2 is not in use: no host has made it ready"):
         ask("controller.fail", cntlid=2)
     assert ask("controller.fail", cntlid=1)["state"] == "failed"
+    with pytest.raises(RemoteError, match="controller 1 is not in use"):
+        ask("controller.pause", cntlid=1, seconds=1)
     with Client(tmp_path / "b.sock") as other, NvmeDriver(other) as second:
         second.write(1, 0, bytes(512))
         client.reset()

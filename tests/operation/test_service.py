@@ -109,7 +109,7 @@ def test_a_namespace_that_is_not_shared_has_one_controller(ask: Ask) -> None:
         ("namespace.add", {"backend": "ram:1M", "blocksize": 512}, "did you mean block_size?"),
         ("controller.remove", {"cntlid": 3}, "there is no controller 3 in main"),
         ("controller.add", {"socket": "/nowhere/c.sock"}, "cannot listen on /nowhere/c.sock"),
-        ("controller.add", {"socket": "c.sock", "vectors": 300}, "vectors is 300: it is 0 to 256"),
+        ("controller.add", {"socket": "c.sock", "vectors": 3000}, "vectors is 3000: it is 0 to 2048"),
         ("log.level", {"level": "loud"}, "level is 'loud': it is one of debug, info"),
     ],
 )

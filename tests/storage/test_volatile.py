@@ -211,3 +211,23 @@ def test_it_grows_with_what_is_below() -> None:
     assert disk.size == 2 * SIZE
     disk.size, disk.discard_zeroes = SIZE, False
     assert (below.size, below.discard_zeroes) == (SIZE, False)
+
+
+def test_what_is_below_is_let_go_though_it_takes_no_more() -> None:
+    class Broken(RamStorage):
+        closed = False
+
+        def write(self, offset: int, data: object) -> None:
+            raise StorageError("the medium is broken")
+
+        def close(self) -> None:
+            self.closed = True
+            super().close()
+
+    below = Broken(SIZE)
+    disk = VolatileStorage(below)
+    disk.write(0, b"lost")
+    with pytest.raises(StorageError, match="broken"):
+        disk.close()
+    assert below.closed
+    disk.close()

@@ -8,7 +8,8 @@ import json as json_module
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from cyclopts import App, Parameter
 
@@ -132,6 +133,8 @@ def _told(kind: Any, meaning: str) -> Any:
 
 def _plain(kind: Any) -> Any:
     """The annotation without what narrows it, which the server checks; a size is text, a table is JSON."""
+    if get_origin(kind) in (Union, UnionType):
+        return _plain(next(each for each in get_args(kind) if each is not NoneType))
     if is_size(kind) or get_origin(kind) is dict:
         return str
     return _plain(get_args(kind)[0]) if get_origin(kind) is Annotated else kind

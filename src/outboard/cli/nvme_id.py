@@ -15,7 +15,7 @@ NUMBERS_IN_BYTES = ("ieee",)
 UUIDS = ("fguid",)
 HEXADECIMAL = set(
     "vid ssvid cntlid ver rtd3r rtd3e oaes ctratt rrls oacs frmw lpa avscc apsta hctma sanicap anacap "
-    "sqes cqes ocfs oncs fuses fna vwc icsvscc nwpc sgls "
+    "sqes cqes ocfs oncs fuses fna vwc icsvscc sgls "
     "nsze ncap nuse nsfeat flbas mc dpc dps nmic rescap fpi".split()
 )
 FORMATS, FORMAT_TABLE = 16, 128
@@ -69,8 +69,13 @@ def render(title: str, fields: Fields) -> Iterator[str]:
     for name, value in fields.items():
         if isinstance(value, list):
             for index, entry in enumerate(value):
-                parts = f"ms:{entry['ms']:<3} lbads:{entry['lbads']:<2} rp:{entry['rp']}"
+                parts = f"ms:{entry['ms']:<3} lbads:{entry['lbads']:<2} rp:{hexadecimal(entry['rp'])}"
                 yield f"{name:<5}{index:>2} : {parts}{' (in use)' if entry['in_use'] else ''}"
         else:
-            shown = f"{value:#x}" if isinstance(value, int) and value and name in HEXADECIMAL else value
+            shown = hexadecimal(value) if isinstance(value, int) and name in HEXADECIMAL else value
             yield f"{name:<{NAME_WIDTH}}: {shown}"
+
+
+def hexadecimal(value: int) -> str:
+    """A number as C's ``%#x`` has it: nothing goes before a zero."""
+    return f"{value:#x}" if value else "0"

@@ -302,10 +302,10 @@ class ControllerOptions:
         Microseconds between looks at mapped doorbells after a while without commands, at most.
     """
 
-    vectors: Annotated[int, Between(0, 256)] = 33
-    io_queues: Annotated[int, Between(1, 511)] = 32
-    queue_entries: Annotated[int, Between(2, 1 << 16)] = 1024
-    mdts: Annotated[int, Between(1, 16)] = 7
+    vectors: Annotated[int, Between(0, 2048)] = 129
+    io_queues: Annotated[int, Between(1, 511)] = 128
+    queue_entries: Annotated[int, Between(2, 1 << 16)] = 4096
+    mdts: Annotated[int, Between(1, 16)] = 8
     zasl: Annotated[int, Between(0, 16)] = 0
     doorbells: Doorbells = "auto"
     pollers: Annotated[int, Between(0, 64)] | None = None

@@ -205,9 +205,12 @@ class VolatileStorage:
     def close(self) -> None:
         """Write the cache to the medium, and let go of what is below."""
         with self._lock:
-            if self._log:
-                self._write_back()
-            self.below.close()
+            try:
+                if self._log:
+                    self._write_back()
+            finally:
+                self._forget()
+                self.below.close()
 
     def _remains(self, write: _Write, random: Random, share: float) -> tuple[int, int]:
         """The offsets between which a write has reached the medium."""

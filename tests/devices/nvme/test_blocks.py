@@ -78,6 +78,17 @@ def test_uncorrectable_blocks_are_so_after_a_restart(make_bench: MakeBench, tmp_
     assert read(pair, 6) == bytes(512)
 
 
+@pytest.mark.point("N10")
+def test_blocks_are_mended_also_where_that_cannot_be_kept(make_bench: MakeBench, tmp_path: Path) -> None:
+    (folder := tmp_path / "state").mkdir()
+    subsystem = Subsystem(RamStorage(SIZE), store=Store(folder / "state.json"))
+    pair = make_bench(subsystem=subsystem).driver.enable().create_queue_pair(1)
+    assert ended(pair.execute(plain(IoOpcode.WRITE_UNCORRECTABLE, 5, 1))) == Status.SUCCESS
+    folder.rename(tmp_path / "elsewhere")
+    assert transfer(pair, IoOpcode.WRITE, 5, bytes(512)) == Status.SUCCESS
+    assert transfer(pair, IoOpcode.READ, 5, bytes(512)) == Status.SUCCESS
+
+
 @pytest.mark.point("N10", "N11")
 @pytest.mark.parametrize("opcode", [IoOpcode.WRITE_UNCORRECTABLE, IoOpcode.VERIFY])
 @pytest.mark.parametrize(("slba", "blocks"), [(16384, 1), (16383, 2), ((1 << 64) - 1, 1), (1 << 63, 65536)])

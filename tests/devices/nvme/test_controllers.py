@@ -1,6 +1,7 @@
 """Several controllers of one subsystem: what they have in common, and what one may do to another."""
 
 import struct
+import threading
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from outboard.devices.nvme import Namespace, Nvme
 from outboard.devices.nvme.command import Command
 from outboard.devices.nvme.datapath.tuning import Tuning
 from outboard.devices.nvme.layouts import IDENTIFY_CONTROLLER, IDENTIFY_NAMESPACE
-from outboard.devices.nvme.spec import NSSR_KEY, AdminOpcode, Cns, FeatureId, IoOpcode, LogId
+from outboard.devices.nvme.spec import BROADCAST, NSSR_KEY, AdminOpcode, Cns, FeatureId, IoOpcode, LogId
 from outboard.devices.nvme.status import Status
 from outboard.errors import StorageError
 from outboard.storage import RamStorage, Storage, open_storage
@@ -222,3 +223,73 @@ def test_a_subsystem_reset_resets_every_controller(make_paths: MakePaths) -> Non
         bench.settle()
         assert bench.bar.read32(CSTS) == 1 << 4, "not ready, and it says why"
     assert all(bench.driver.enable().status & READY for bench in benches)
+
+
+def test_a_flush_of_all_leaves_out_a_namespace_that_has_gone_meanwhile(make_bench: MakeBench) -> None:
+    slow, gone = Slow(), Slow()
+    bench = make_bench(slow, gone)
+    pair = bench.driver.enable().create_queue_pair(1)
+    slow.gate.clear()
+    cid = pair.submit(Command(IoOpcode.FLUSH, nsid=BROADCAST))
+    pair.ring()
+    bench.settle()
+    bench.device.subsystem.remove(2).storage.close()
+    slow.gate.set()
+    assert ended(pair.wait(cid)) == Status.SUCCESS
+    assert (slow.done, gone.done) == (["flush"], [])
+
+
+@pytest.mark.point("Z04")
+@pytest.mark.parametrize("how", ["reset", "delete", "disconnect"])
+def test_a_storage_that_does_not_answer_holds_up_no_other_controller(make_paths: MakePaths, how: str) -> None:
+    slow = Slow()
+    first, second = make_paths(slow, RamStorage(SIZE))
+    driver, other = first.driver.enable(), second.driver.enable()
+    pair = driver.create_queue_pair(1)
+    slow.gate.clear()
+    pair.submit(Command(IoOpcode.FLUSH, nsid=1))
+    pair.ring()
+    first.settle()
+    assert slow.entered.wait(60)
+
+    def end() -> None:
+        first.loop.run_pending()
+        if how == "reset":
+            driver.disable()
+        elif how == "delete":
+            driver.admin.submit(Command(AdminOpcode.DELETE_IO_SQ, cdw10=1))
+            driver.admin.ring()
+            first.settle()
+        else:
+            first.device.disconnected()
+
+    ending = threading.Thread(target=end, daemon=True)
+    ending.start()
+    waiting = threading.Timer(20, slow.gate.set)
+    waiting.start()
+    while first.device.state.outstanding and not first.device._gone:
+        assert ended(other.identify(Cns.CONTROLLER)) == Status.SUCCESS
+    assert ended(other.create_queue_pair(1).execute(Command(IoOpcode.FLUSH, nsid=2))) == Status.SUCCESS
+    assert not slow.gate.is_set(), "that took as long as the storage did"
+    waiting.cancel()
+    slow.gate.set()
+    ending.join(60)
+    assert not ending.is_alive()
+    first.loop.run_pending()
+    assert slow.done == ["flush"]
+
+
+def test_a_reset_by_another_thread_carries_nothing_out_in_that(make_paths: MakePaths) -> None:
+    slow = Slow()
+    (bench,) = make_paths(slow, count=1)
+    bench.driver.enable()
+    slow.gate.clear()
+    seen: list[threading.Thread] = []
+    bench.device.controller.flush(lambda: seen.append(threading.current_thread()))
+    assert slow.entered.wait(60)
+    cutting = threading.Thread(target=bench.device.power_cut)
+    cutting.start()
+    slow.gate.set()
+    cutting.join(60)
+    bench.loop.run_once(60)
+    assert seen == []

@@ -58,6 +58,15 @@ def abort(stand: Stand, cid: int, qid: int = 1) -> int:
     return completion.result & 1
 
 
+def test_a_controller_that_has_failed_tells_no_event(stand: Stand) -> None:
+    stand.begin(Command(AdminOpcode.ASYNC_EVENT_REQUEST), stand.driver.admin)
+    stand.faults.inject(Fault(opcode="keep_alive", fatal=True))
+    stand.driver.bar.write32(0x1000 + 8 * 17, 1)  # a doorbell of no queue: an event
+    stand.begin(Command(AdminOpcode.KEEP_ALIVE), stand.driver.admin)
+    assert stand.driver.status & FATAL
+    assert stand.driver.admin.poll() == []
+
+
 @pytest.mark.point("T04", "A03")
 @pytest.mark.parametrize("what", [{"hang": "abort"}, {"delay": 60}])
 def test_what_is_held_can_be_aborted_and_was_not_executed(stand: Stand, what: dict[str, Any]) -> None:

@@ -79,7 +79,7 @@ def test_the_status_field_is_what_was_asked_for(status: Any, more: dict[str, Any
         ({"opcode": ["read", "identify"], "delay": 1}, "'identify', which is no io"),
         ({"opcode": {}, "queue": "io", "delay": 1}, "opcode is {}"),
         ({"queue": "iO", "delay": 1}, "queue is 'iO'.*admin, io"),
-        ({"delay": 10**400}, "delay is 1.*numbers are from 0 on"),
+        ({"delay": 10**400}, "delay is 1.*numbers are from 0 to"),
         ({"nsid": 0, "delay": 1}, "nsid is 0"),
         ({"nsid": "1", "delay": 1}, "nsid is '1'"),
         ({"lba": [9, 8], "delay": 1}, "lba is .*before the first"),

@@ -1,6 +1,8 @@
 """Telemetry and persistent events: what is to be found out afterwards."""
 
 import json
+import struct
+import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,13 +12,16 @@ import pytest
 from outboard.devices.nvme import Store, Subsystem
 from outboard.devices.nvme.command import Command, Completion
 from outboard.devices.nvme.layouts import (
+    CHANGE_NAMESPACE_EVENT,
     HEALTH_LOG,
+    NAMESPACE_MANAGEMENT,
     PERSISTENT_EVENT,
     PERSISTENT_EVENT_HEADER,
     POWER_ON_EVENT,
     TELEMETRY_HEADER,
     Value,
 )
+from outboard.devices.nvme.management.pool import RamPool
 from outboard.devices.nvme.persistent_events import SUPPORTED, PersistentEvents
 from outboard.devices.nvme.spec import AdminOpcode, FeatureId, IoOpcode, LogId, PersistentEvent
 from outboard.devices.nvme.status import Status
@@ -216,3 +221,40 @@ def test_a_failed_controller_does_nothing_until_it_is_reset(bench: Bench) -> Non
     pair = driver.enable().create_queue_pair(1)
     assert ended(pair.execute(driver.rw(IoOpcode.READ, 0, 1, driver.data, 512))) == Status.SUCCESS
     assert history(driver)[1][1][1][0] == 9, "controller fatal status"
+
+
+@pytest.mark.point("L05")
+def test_what_hosts_do_to_the_drive_is_remembered(make_bench: MakeBench) -> None:
+    subsystem = Subsystem(RamStorage(1 << 20), pool=RamPool(1 << 20))
+    driver = make_bench(subsystem=subsystem).driver.enable()
+
+    def admin(opcode: AdminOpcode, nsid: int = 0, **dwords: int) -> Status:
+        return ended(driver.admin.execute(Command(opcode, nsid=nsid, prp1=driver.data, **dwords)))
+
+    before = len(history(driver)[1])
+    driver.ram.write(driver.data, NAMESPACE_MANAGEMENT.encode(nsze=8, ncap=8, flbas=1, nmic=1))
+    assert admin(AdminOpcode.NAMESPACE_MANAGEMENT) == Status.SUCCESS
+    assert admin(AdminOpcode.NAMESPACE_MANAGEMENT, 2, cdw10=1) == Status.SUCCESS
+    assert admin(AdminOpcode.FORMAT_NVM, 1, cdw10=1) == Status.SUCCESS
+    assert admin(AdminOpcode.SANITIZE, cdw10=2, cdw11=5) == Status.SUCCESS
+    while subsystem.sanitizing.barrier:
+        time.sleep(0)
+    driver.ram.write(driver.data, b"outboard-firmware 1.1\n".ljust(4096))
+    assert admin(AdminOpcode.FIRMWARE_DOWNLOAD, cdw10=1023) == Status.SUCCESS
+    assert admin(AdminOpcode.FIRMWARE_COMMIT, cdw10=2) == Status.SUCCESS
+    assert admin(AdminOpcode.FIRMWARE_COMMIT, cdw10=3 | 2 << 3) == Status.INVALID_FIRMWARE_IMAGE
+    events = [(int(event["type"]), data) for event, data in reversed(history(driver)[1])]
+    created, deleted, *rest = events[before:]
+    kind, data = created
+    change = CHANGE_NAMESPACE_EVENT.decode(data)
+    assert (kind, len(data)) == (PersistentEvent.CHANGE_NAMESPACE, 48)
+    assert [change[name] for name in ("cdw10", "nsze", "ncap", "flbas", "nmic", "nsid")] == [0, 8, 8, 1, 1, 2]
+    assert CHANGE_NAMESPACE_EVENT.decode(deleted[1])["cdw10"] == 1
+    assert rest == [
+        (PersistentEvent.FORMAT_START, struct.pack("<III", 1, 0b0100, 1)),
+        (PersistentEvent.FORMAT_COMPLETION, struct.pack("<III", 1, 0, 0)),
+        (PersistentEvent.SANITIZE_START, struct.pack("<III", 0b111 | 1 << 30, 2, 5)),
+        (PersistentEvent.SANITIZE_COMPLETION, struct.pack("<HHI", 0xFFFF, 1 | 1 << 8, 0)),
+        (PersistentEvent.FIRMWARE_COMMIT, b"1.0     1.1     " + bytes([0, 2, 0, 0, 0, 0])),
+        (PersistentEvent.FIRMWARE_COMMIT, b"1.0             " + bytes([2, 3, 1, 7, 0, 0])),
+    ]

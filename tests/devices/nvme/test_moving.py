@@ -1,5 +1,6 @@
 """A controller that is at work goes on in another place, and its driver does not notice."""
 
+import base64
 import os
 import random
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from outboard import state
-from outboard.devices.nvme import Namespace, Nvme
+from outboard.devices.nvme import Namespace, Nvme, saved_state
 from outboard.devices.nvme.command import Command
 from outboard.devices.nvme.datapath.tuning import Tuning
 from outboard.devices.nvme.spec import AdminOpcode, FeatureId, IoOpcode, LogId
@@ -21,6 +22,7 @@ from tests.devices.nvme.conftest import MakeBench
 from tests.devices.nvme.datapath.live import LiveBench, tuning, use_shadow
 from tests.devices.nvme.driver import PAGE, Driver, QueuePair, ended
 from tests.devices.nvme.test_workers import Slow
+from tests.devices.nvme.zoned import ALL_SETS, zoned
 
 BLOCKS = 256
 
@@ -259,6 +261,31 @@ def damaged(value: Any, chance: random.Random) -> Any:
         at = chance.randrange(len(value))
         return [*value[:at], damaged(value[at], chance), *value[at + 1 :]]
     return chance.choice([0, -1, 1, 2**16, 2**32, 2**64, 2**70, None, "x", [], {}, [[1]], 3.5, True])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"taken": [[1, "00" * 63]]},
+        {"write_protection": {"2": 0}},
+        {"zones": {"1": base64.b64encode(b"no zones").decode()}},
+        {"owed": [[0, 0, 1, 1 << 16, 0]]},
+    ],
+    ids=lambda damage: next(iter(damage)),
+)
+def test_a_state_with_what_cannot_be_is_refused(make_bench: MakeBench, damage: dict[str, Any]) -> None:
+    bench = make_bench(zoned())
+    bench.driver.enable(cc=ALL_SETS)
+    bench.driver.create_queue_pair(1)
+    bench.device.stop_device()
+    saved = saved_state.save(bench.device.state)
+    for owed in damage.get("owed", []):
+        saved["completion"][1]["owed"].append(owed)
+    bench.device.reset()
+    with pytest.raises(StateError):
+        saved_state.restore(bench.device.state, saved | damage)
+    bench.device.reset()
+    bench.device.run_device()
 
 
 @pytest.mark.parametrize("seed", range(60))

@@ -2,13 +2,15 @@
 
 import random
 import struct
+from pathlib import Path
 
 import pytest
 
-from outboard.devices.nvme import Namespace, Nvme, PlacementLayout, Subsystem
+from outboard.devices.nvme import Namespace, Nvme, PlacementLayout, Store, Subsystem
 from outboard.devices.nvme.command import Command, Completion
 from outboard.devices.nvme.datapath.tuning import Tuning
-from outboard.devices.nvme.layouts import IDENTIFY_CONTROLLER, IDENTIFY_NAMESPACE
+from outboard.devices.nvme.layouts import IDENTIFY_CONTROLLER, IDENTIFY_NAMESPACE, NAMESPACE_MANAGEMENT
+from outboard.devices.nvme.management.pool import RamPool
 from outboard.devices.nvme.placement import PlacementEvent
 from outboard.devices.nvme.placement_reports import CONFIGURATION, STATISTICS
 from outboard.devices.nvme.reclaim import Group, Place
@@ -385,7 +387,104 @@ def test_namespaces_that_do_not_fit_are_refused() -> None:
     ):
         with pytest.raises(DefinitionError, match=complaint):
             add(space)
-    with pytest.raises(DefinitionError, match="none is left"):
+    with pytest.raises(DefinitionError, match="no reclaim unit handle is left"):
         add(Namespace(disk, BLOCK), PlacementLayout(handles=2))
     with pytest.raises(DefinitionError, match="has data placement enabled"):
         add(Namespace(disk, BLOCK, placement_handles=(0,)), None)
+
+
+def test_a_namespace_that_grows_or_is_formatted_is_placed_over_its_whole_length(bench: Bench) -> None:
+    pair = bench.driver.enable().create_queue_pair(1)
+    bench.device.subsystem.resize(1, 2 << 20)
+    assert write(pair, 511, identifier=1) == OK
+    bench.device.subsystem.resize(1, 1 << 20)
+    assert write(pair, 255, identifier=1) == OK
+
+
+def format_nvm(bench: Bench, nsid: int, number: int) -> Status:
+    return ended(bench.driver.admin.execute(Command(AdminOpcode.FORMAT_NVM, nsid=nsid, cdw10=number)))
+
+
+def test_a_format_takes_the_handles_along_unless_they_are_shared(make_bench: MakeBench) -> None:
+    def space(*placement_handles: int) -> Namespace:
+        return Namespace(RamStorage(1 << 20), 4096, 64, placement_handles=placement_handles)
+
+    layout = PlacementLayout(handles=2, groups=2, unit=UNIT)
+    bench = make_bench(subsystem=Subsystem(space(0), space(), space(), placement=layout))
+    pair = bench.driver.enable().create_queue_pair(1)
+    assert format_nvm(bench, 1, 1) == OK
+    assert bench.device.namespaces[1].blocks == 256
+    assert write(pair, 255) == OK
+    assert format_nvm(bench, 1, 0) == OK
+    placement = bench.device.subsystem.placement
+    assert placement is not None
+    assert placement.handles[0].block_size == 512
+    assert format_nvm(bench, 2, 0) == Status.INVALID_FORMAT
+    assert format_nvm(bench, 2, 1) == OK
+
+
+def test_created_namespaces_leave_nothing_behind_in_the_reclaim_groups(make_bench: MakeBench) -> None:
+    subsystem = Subsystem(
+        Namespace(RamStorage(1 << 20), BLOCK, placement_handles=(0, 1, 2)),
+        placement=LAYOUT,
+        pool=RamPool(1 << 20),
+    )
+    bench = make_bench(subsystem=subsystem)
+    driver = bench.driver.enable()
+    placement = subsystem.placement
+    assert placement is not None
+    before = [len(group._places) for group in placement.groups]
+
+    def manage(select: int, nsid: int = 0, flbas: int = 0) -> Completion:
+        data = NAMESPACE_MANAGEMENT.encode(nsze=16, ncap=16, flbas=flbas)
+        driver.ram.write(driver.data, data)
+        command = Command(AdminOpcode.NAMESPACE_MANAGEMENT, nsid=nsid, prp1=driver.data, cdw10=select)
+        return driver.admin.execute(command)
+
+    for flbas in (0, 1, 0):
+        assert ended(completion := manage(0, flbas=flbas)) == OK
+        assert completion.result == 2
+        assert placement.handles[3].block_size == (BLOCK if flbas else 512)
+        assert ended(manage(0, flbas=1 - flbas)) == Status.INVALID_PLACEMENT_HANDLE_LIST
+        assert ended(manage(1, 2)) == OK
+        assert [len(group._places) for group in placement.groups] == before
+        assert placement.handles[3].use == 0
+    assert subsystem.pool is not None
+    assert subsystem.pool.free == 1 << 20
+    assert subsystem.free_identifier == 2
+
+
+def test_what_a_namespace_leaves_behind_is_reclaimed_without_being_moved() -> None:
+    group = Group(UNIT, 1, lambda owner, size: None)
+    gone, stays = Place(1, 4 * UNIT), Place(2, 4 * UNIT)
+    group.hold(gone, gone.size)
+    group.write(0, gone, 0, gone.size)
+    group.drop(gone, gone.size)
+    group.hold(stays, stays.size)
+    for _ in range(8):
+        group.write(0, stays, 0, stays.size)
+    assert group.media_bytes == gone.size + 8 * stays.size
+    assert group.erased_bytes > 0
+
+
+def test_what_was_counted_and_what_is_noted_outlives_a_power_cycle(
+    make_bench: MakeBench, tmp_path: Path
+) -> None:
+    def on(layout: PlacementLayout = LAYOUT) -> Bench:
+        space = Namespace(RamStorage(1 << 20), BLOCK, placement_handles=(2, 0))
+        return make_bench(subsystem=Subsystem(space, placement=layout, store=Store(tmp_path / "state")))
+
+    bench = on()
+    pair = bench.driver.enable().create_queue_pair(1)
+    assert write(pair, 0, 8, identifier=1) == OK
+    assert ended(note(bench.driver, PlacementEvent.INVALID_IDENTIFIER)) == OK
+    before = counted(bench.driver)
+    assert before == (8 * BLOCK, 8 * BLOCK, 0)
+    bench.device.disconnected()
+    bench = on()
+    pair = bench.driver.enable().create_queue_pair(1)
+    assert counted(bench.driver) == before
+    assert write(pair, 0, identifier=7) == OK
+    assert len(events(bench.driver)) == 1
+    bench = on(PlacementLayout(handles=3, groups=1, unit=UNIT))
+    assert counted(bench.driver.enable()) == (0, 0, 0)

@@ -299,7 +299,7 @@ def test_a_queue_whose_memory_comes_back_goes_on(bench: Bench, driver: Driver) -
 def test_a_queue_that_stays_out_of_reach_fails_the_controller(
     bench: Bench, driver: Driver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("outboard.devices.nvme.function.STALL_PATIENCE", 0.0)
+    monkeypatch.setattr("outboard.devices.nvme.patience.PATIENCE", 0.0)
     bench.unmap()
     driver.admin.ring()
     driver.bar.write32(0x1000, 1)

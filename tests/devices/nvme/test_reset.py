@@ -7,6 +7,7 @@ import pytest
 from outboard.devices.nvme.command import Command
 from outboard.devices.nvme.spec import NSSR_KEY, AdminOpcode, Cns, IoOpcode
 from outboard.devices.nvme.status import Status
+from outboard.loop import Loop
 from tests.devices.nvme.bench import Bench
 from tests.devices.nvme.driver import ACQ, AQA, ASQ, CC, CC_ENABLE, NSSR, READY, Driver, QueuePair, ended
 from tests.devices.nvme.test_interrupts import Listener, find_capability
@@ -148,6 +149,19 @@ def test_the_next_client_finds_the_state_of_the_last_one(bench: Bench, driver: D
 
 
 @pytest.mark.point("S04")
+def test_the_next_client_may_come_by_another_server(bench: Bench, driver: Driver) -> None:
+    """What the last one has put off goes with it."""
+    cid = driver.admin.submit(Command(AdminOpcode.KEEP_ALIVE))
+    driver.admin.ring()
+    bench.device.disconnected()
+    bench.loop.close()
+    bench.loop = Loop()
+    bench.device.attach(bench.loop)
+    bench.device.connected(None)
+    bench.settle()
+    assert ended(driver.admin.wait(cid)) == Status.SUCCESS
+
+
 def test_the_next_client_can_start_over(bench: Bench, driver: Driver) -> None:
     submit_many(driver.create_queue_pair(1))
     bench.device.disconnected()

@@ -323,7 +323,7 @@ def test_a_client_that_vanishes_while_a_message_is_awaited_harms_nothing(
 def test_nothing_is_retried_for_a_client_that_left_while_its_memory_was_awaited(
     bench: Bench, messages: Messages, driver: Driver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("outboard.devices.nvme.function.STALL_RETRY", 0.0)
+    monkeypatch.setattr("outboard.devices.nvme.patience.RETRY", 0.0)
     driver.enable()
     driver.disable()
     driver.bar.write64(0x28, messages.base)

@@ -335,7 +335,7 @@ def test_work_can_be_run_in_place(stand: Stand) -> None:
 
 
 def test_a_drain_in_another_threads_turn_does_not_wait_for_what_the_loop_was_about_to_deliver() -> None:
-    """As when a namespace is removed by the thread of another controller while its storage is at work."""
+    """Whoever calls it: the loop, which hears of a call that has returned, cannot take it before."""
     about_to_deliver = threading.Event()
 
     class Watched(Monitor):

@@ -10,7 +10,7 @@ import pytest
 from outboard.devices.nvme import Namespace, Nvme, Store, Subsystem
 from outboard.devices.nvme.command import Command
 from outboard.devices.nvme.datapath.tuning import Tuning
-from outboard.devices.nvme.spec import IoOpcode
+from outboard.devices.nvme.spec import AdminOpcode, IoOpcode
 from outboard.devices.nvme.status import Status
 from outboard.devices.nvme.zone import ZoneState
 from outboard.devices.nvme.zone_commands import Send
@@ -46,9 +46,9 @@ class Machine:
         self.benches: list[Bench] = []
         self.opened: list[Storage] = []
 
-    def on(self, **layout: int) -> Host:
+    def on(self, *, size_of_file: int = ZONES * SIZE * BLOCK, **layout: int) -> Host:
         layout = {"extension": 64, "zrwa_blocks": 4, **layout}
-        storage = open_storage(f"{self.image},size={ZONES * SIZE * BLOCK}")
+        storage = open_storage(f"{self.image},size={size_of_file}" if size_of_file else str(self.image))
         self.opened.append(storage)
         subsystem = Subsystem(zoned(storage, **layout), store=Store(self.store))
         tuning = Tuning(pollers=0, native=self.lane == "native")
@@ -310,3 +310,87 @@ def test_a_storage_that_knows_no_holes_is_read_with_a_look_at_its_zones() -> Non
     assert space.storage.read(0, 300) == bytes(300)
     assert space.zones is not None
     assert not space.zones.readable_at_once
+
+
+def test_zones_come_and_go_with_the_size_of_the_file_and_are_kept(machine: Machine) -> None:
+    host = machine.on()
+    assert host.write((ZONES - 1) * SIZE, 2) == OK
+    subsystem = machine.benches[-1].device.subsystem
+    subsystem.resize(1, (ZONES + 2) * SIZE * BLOCK)
+    assert host.states() == [E] * (ZONES - 1) + [IO] + [E] * 2
+    assert host.write((ZONES + 1) * SIZE, 2) == OK
+    subsystem.resize(1, (ZONES - 1) * SIZE * BLOCK)
+    assert host.states() == [E] * (ZONES - 1)
+    assert host.write((ZONES - 1) * SIZE, 1) == Status.LBA_OUT_OF_RANGE
+    subsystem.resize(1, (ZONES + 1) * SIZE * BLOCK)
+    assert host.states() == [E] * (ZONES + 1)
+    assert host.write(ZONES * SIZE, 3) == OK
+    with pytest.raises(StorageError, match="no zone"):
+        subsystem.resize(1, (SIZE - 1) * BLOCK)
+    machine.off()
+    host = machine.on(size_of_file=0)
+    assert host.states() == [E] * ZONES + [C]
+    assert host.read(ZONES * SIZE, 1) == (OK, bytes(BLOCK * [1]))
+
+
+def test_zones_that_were_cut_off_while_nobody_looked_are_empty_when_they_come_back(machine: Machine) -> None:
+    host = machine.on()
+    assert host.write((ZONES - 1) * SIZE, 2) == OK
+    machine.off()
+    os.truncate(machine.image, (ZONES - 1) * SIZE * BLOCK)
+    assert machine.on(size_of_file=0).states() == [E] * (ZONES - 1)
+    machine.off()
+    os.truncate(machine.image, ZONES * SIZE * BLOCK)
+    assert machine.on().states() == [E] * ZONES
+
+
+def test_a_namespace_that_is_removed_takes_its_table_along(machine: Machine) -> None:
+    host = machine.on()
+    assert host.write(0, 2) == OK
+    subsystem = machine.benches[-1].device.subsystem
+    gone = subsystem.remove(1)
+    assert not machine.table.exists()
+    assert gone.zones is not None
+    gone.zones.set_state(3, RO)
+    subsystem.add(zoned(gone.storage.below if isinstance(gone.storage, ZonedStorage) else gone.storage))
+    assert host.states() == [E] * ZONES
+    assert host.write(SIZE, 1) == OK
+    machine.off()
+    assert machine.on(extension=0, zrwa_blocks=0).states() == [E, C] + [E] * (ZONES - 2)
+
+
+def test_random_write_areas_may_be_given_up(machine: Machine) -> None:
+    host = machine.on()
+    assert host.send(Send.OPEN, 0, ALLOCATE) == OK
+    assert host.write(0, 2) == OK
+    machine.off()
+    host = machine.on(zrwa_blocks=0)
+    assert host.states() == [C] + [E] * (ZONES - 1)
+    assert host.report()[0].pointer == 2
+
+
+def test_a_commit_that_was_flushed_outlives_a_crash_of_the_machine(machine: Machine) -> None:
+    host = machine.on()
+    assert host.send(Send.OPEN, 0, ALLOCATE) == OK
+    assert host.write(0, 2) == OK
+    assert ended(host.execute(IoOpcode.FLUSH, 0)) == OK
+    assert ended(host.execute(IoOpcode.ZONE_MANAGEMENT_SEND, 3, cdw13=Send.COMMIT)) == OK
+    assert ended(host.execute(IoOpcode.FLUSH, 0)) == OK
+    machine.crash()
+    assert machine.on().report()[0].pointer == 4
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_zones_are_empty_after_a_sanitize_operation_whatever_it_was_to_leave(
+    machine: Machine, make_bench: Callable[..., Bench], in_memory: bool
+) -> None:
+    host = Host(make_bench(zoned()).driver) if in_memory else machine.on()
+    assert host.write(0, 2) == OK
+    # An overwrite, once, of which nothing is deallocated.
+    sanitize = Command(AdminOpcode.SANITIZE, cdw10=3 | 1 << 4 | 1 << 9, cdw11=0x55555555)
+    assert ended(host.driver.admin.execute(sanitize)) == OK
+    while host.read(0, 1)[0] == Status.SANITIZE_IN_PROGRESS:
+        pass
+    assert host.states() == [E] * ZONES
+    assert host.read(0, 4) == (OK, bytes(4 * BLOCK))
+    assert host.write(0, 1) == OK

@@ -16,7 +16,7 @@ from outboard.errors import DefinitionError
 from outboard.storage import NullStorage, RamStorage
 from tests.devices.nvme.bench import Bench
 from tests.devices.nvme.conftest import MakeBench
-from tests.devices.nvme.driver import CC_ENABLE, PAGE, do_not_retry, ended
+from tests.devices.nvme.driver import CC_ENABLE, do_not_retry, ended
 from tests.devices.nvme.zoned import (
     ALL,
     ALLOCATE,
@@ -190,6 +190,14 @@ def test_a_zone_that_has_failed_is_not_written(bench: Bench, host: Host, state: 
         assert ended(host.execute(IoOpcode.COMPARE, 0, size=BLOCK)) == Status.ZONE_IS_OFFLINE
         assert host.read(SIZE, 1)[0] == OK
         assert host.read(SIZE - 1, 2)[0] == Status.ZONE_IS_OFFLINE
+
+
+def test_nothing_at_the_end_of_the_last_zone_can_be_deallocated(host: Host) -> None:
+    last = SIZE * ZONES
+    host.driver.ram.write(host.buffer, struct.pack("<IIQ", 0, 0, last))
+    assert ended(host.execute(IoOpcode.DATASET_MANAGEMENT, 4 << 32)) == OK
+    host.driver.ram.write(host.buffer, struct.pack("<IIQ", 0, 1, last))
+    assert ended(host.execute(IoOpcode.DATASET_MANAGEMENT, 4 << 32)) == Status.LBA_OUT_OF_RANGE
 
 
 def test_an_append_tells_where_it_went(host: Host) -> None:
@@ -477,16 +485,3 @@ def test_what_an_operator_cannot_do_to_a_zone_is_refused(bench: Bench) -> None:
         zones.set_state(ZONES, OFF)
     with pytest.raises(DefinitionError, match="nothing to reset"):
         zones.recommend_reset(0)
-
-
-def test_a_namespace_that_grows_has_more_zones(bench: Bench, host: Host) -> None:
-    space = bench.device.subsystem.namespaces[1]
-    space.storage.size = (ZONES - 1) * SIZE * BLOCK
-    before = host.report()
-    assert len(before) == ZONES
-    grown = NullStorage((ZONES + 2) * SIZE * BLOCK + PAGE)
-    space.storage.close()
-    space.storage = grown
-    bench.device.refresh(1)
-    assert host.report() == [*before, *host.report()[ZONES:]]
-    assert host.states() == [E] * (ZONES + 2)

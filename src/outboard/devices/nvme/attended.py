@@ -107,6 +107,7 @@ class Attended(InTurn, Registers):
         """Make the counters durable, and whether to be killed now is to lose power unexpectedly."""
         self._kept_at = time.monotonic()
         vitals.account(self.state)
+        self.state.subsystem.keep_placement()
         running = self._running and not self._gone and self.shutdown_status != ShutdownStatus.COMPLETE
         try:
             self.state.health.keep(running=running, errors=self.state.errors.count)

@@ -116,7 +116,7 @@ def deallocated(state: State, space: Namespace, slba: int, count: int) -> None:
 def keep_uncorrectable(state: State, space: Namespace) -> None:
     """Remember the uncorrectable blocks over a power cycle; the data planes see whether there are any."""
     subsystem = state.subsystem
-    subsystem.store.put(f"uncorrectable/{space.nsid}", [list(run) for run in space.uncorrectable])
+    subsystem.keep(f"uncorrectable/{space.nsid}", [list(run) for run in space.uncorrectable])
     subsystem.reconfigure(space.nsid)
 
 

@@ -15,9 +15,8 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, nullcontext
 from enum import Enum
-from functools import partial
 
-from outboard.devices.nvme import fused, vitals
+from outboard.devices.nvme import vitals
 from outboard.devices.nvme.admission import admit, admit_admin
 from outboard.devices.nvme.arbitration import OUTSTANDING, burst_of, held_up, in_turn
 from outboard.devices.nvme.command import Command
@@ -25,8 +24,8 @@ from outboard.devices.nvme.datapath.loop import IDLE, MORE
 from outboard.devices.nvme.datapath.records import CQ_INTERRUPTS
 from outboard.devices.nvme.error_log import logged_failure
 from outboard.devices.nvme.events import INVALID_DOORBELL_REGISTER, INVALID_DOORBELL_VALUE
-from outboard.devices.nvme.fused import FUSE, Pair, check_first, compare_and_write
 from outboard.devices.nvme.io import flush_each
+from outboard.devices.nvme.pairing import PAIRING, Pairing
 from outboard.devices.nvme.queues import CompletionQueue, SubmissionQueue
 from outboard.devices.nvme.state import Outstanding, State
 from outboard.devices.nvme.status import CommandFailed, Status, status_field
@@ -42,10 +41,6 @@ log = logging.getLogger(__name__)
 
 BATCH = 64
 """Commands executed by one call of `Controller.process`."""
-
-
-PAIRING = 0.001
-"""Seconds until it is looked again whether the second of a fused pair has come."""
 
 SLOW = 1 << 16
 """More commands than can wait for Python."""
@@ -83,8 +78,10 @@ class Controller:
         self._processing = False
         self._last_served = 0
         self._out_of_reach: list[SubmissionQueue | CompletionQueue] = []
+        self._pairing = Pairing(self)
         self.event_requests: dict[int, Complete] = {}
         self._workers: Workers | None = None
+        self._flushing: Task | None = None
         self.deferred = 0.0
         """In how many seconds `process` has to run again although nothing happens; 0: not at all."""
 
@@ -111,6 +108,9 @@ class Controller:
     def reset(self) -> None:
         """End this life: no DMA, completion or interrupt of it comes later."""
         self.enabled = self.paused = False
+        if self._flushing is not None:
+            self._flushing.cancel()
+            self._flushing = None
         with self.state.plane.paused():
             self.state.plane.frozen = False
             self.state.reset()
@@ -159,7 +159,8 @@ class Controller:
         """From now on storage that may block is called in threads of its own."""
         if self._workers is None:
             workers = self._workers = Workers(loop, self.state.subsystem.turn)
-            self.state.drain, self.state.rest, self.state.let_go = workers.drain, workers.rest, workers.let_go
+            self.state.drain, self.state.still = workers.drain, workers.still
+            self.state.rest, self.state.let_go = workers.rest, workers.let_go
 
     def stop_workers(self) -> None:
         """End those threads, when what they do now is done."""
@@ -170,7 +171,7 @@ class Controller:
     def flush(self, done: Callable[[], None]) -> None:
         """Make everything durable that was written, then call ``done``."""
         if self._workers is not None:
-            self._workers.start(flush_each(self.state), lambda outcome: done())
+            self._flushing = self._workers.start(flush_each(self.state), lambda outcome: done())
         else:
             run_inline(flush_each(self.state))
             done()
@@ -265,7 +266,7 @@ class Controller:
         if plane.inline and plane.returning:
             left = plane.run()
         deferred: list[float] = [each / SECOND for each in (left, wait) if each > 0]
-        if self.state.fused and self._end_lonely_firsts():
+        if self.state.fused and self._pairing.end_lonely():
             deferred.append(PAIRING)
         self.deferred = min(deferred, default=0.0)
         return left == MORE or wait == MORE or (plane.inline and plane.returning)
@@ -280,7 +281,7 @@ class Controller:
             if waiter is None:
                 return max(waiting.due_in(time.monotonic_ns()), IDLE)
             # It is no second of a fused pair: those do not wait.
-            self._execute_alone(waiter[0], Command.decode(waiter[1]))
+            self.execute_alone(waiter[0], Command.decode(waiter[1]))
         return MORE
 
     def _look_at_doorbells(self) -> None:
@@ -320,12 +321,12 @@ class Controller:
 
     def _execute(self, sq: SubmissionQueue, command: Command) -> None:
         """Begin one command, whose completion has its place; complete it, unless it waits for something."""
-        if sq.id and (command.flags & FUSE in (fused.FIRST, fused.SECOND) or sq.id in self.state.fused):
-            self._fuse(sq, command)
+        if sq.id and self._pairing.concerns(sq, command):
+            self._pairing.take(sq, command)
             return
-        self._execute_alone(sq, command)
+        self.execute_alone(sq, command)
 
-    def _execute_alone(self, sq: SubmissionQueue, command: Command) -> None:
+    def execute_alone(self, sq: SubmissionQueue, command: Command) -> None:
         """Begin a command that is none of a pair, unless a fault has other plans."""
         faults, strike = self.state.subsystem.faults, None
         if faults.armed and command.cid not in sq.aborted:
@@ -347,40 +348,9 @@ class Controller:
         if outcome is None:
             sq.cq.pending -= 1
         elif isinstance(outcome, Generator):
-            self._begin(sq, (command,), outcome, end)
+            self.begin(sq, (command,), outcome, end)
         else:
             end(sq, (command,), outcome)
-
-    def _fuse(self, sq: SubmissionQueue, command: Command) -> None:
-        """Take a command that is one of a fused pair, or comes where the second of one should."""
-        first, fuse = self.state.fused.pop(sq.id, None), command.flags & FUSE
-        if first is not None and fuse == fused.SECOND:
-            self.state.plane.waiting.charge(first, command)
-            pair = Pair(first, command)
-            ended = partial(self._ended_pair, pair)
-            self._begin(sq, (first, command), compare_and_write(self.state, pair), ended)
-            return
-        if first is not None:
-            self._end(sq, first, CommandFailed(Status.ABORTED_MISSING_FUSED, "its second did not follow"))
-        if fuse == fused.SECOND:
-            self._end(sq, command, CommandFailed(Status.ABORTED_MISSING_FUSED, "no first went before it"))
-        elif fuse == fused.FIRST:
-            try:
-                check_first(command)
-                self.state.fused[sq.id] = command
-            except CommandFailed as failure:
-                self._end(sq, command, failure)
-        else:
-            self._execute_alone(sq, command)
-
-    def _end_lonely_firsts(self) -> bool:
-        """End first commands of pairs behind which nothing is in their queue; whether one waits on."""
-        for qid, first in list(self.state.fused.items()):
-            sq = self.state.submission[qid]
-            if not sq.waiting and not self.state.plane.slow:
-                del self.state.fused[qid]
-                self._end(sq, first, CommandFailed(Status.ABORTED_MISSING_FUSED, "its second did not follow"))
-        return bool(self.state.fused)
 
     def handle(self, sq: SubmissionQueue, command: Command, state: State | None = None) -> int | Work | None:
         """Execute one command; ``state``: as somebody else sees this controller."""
@@ -412,7 +382,7 @@ class Controller:
         with state.plane.paused() if admin.pausing else nullcontext():
             return admin.handler(state, command)
 
-    def _begin(self, sq: SubmissionQueue, commands: tuple[Command, ...], work: Work, end: Ending) -> None:
+    def begin(self, sq: SubmissionQueue, commands: tuple[Command, ...], work: Work, end: Ending) -> None:
         """Run what may wait for storage: here as far as it goes, the rest when storage answers."""
         since = time.monotonic_ns()
         if self._workers is None:
@@ -451,17 +421,7 @@ class Controller:
         (command,) = commands
         self.complete(sq, command.cid, *self.judge(sq, command, outcome))
 
-    def _ended_pair(
-        self, pair: Pair, sq: SubmissionQueue, commands: tuple[Command, ...], outcome: int | Exception
-    ) -> None:
-        for number, command in enumerate(commands):
-            failure = outcome if isinstance(outcome, Exception) else pair.failures.get(number)
-            if failure is not None:
-                self._end(sq, command, failure)
-            else:
-                self.complete(sq, command.cid, 0, 0)
-
-    def _end(self, sq: SubmissionQueue, command: Command, error: Exception) -> None:
+    def fail(self, sq: SubmissionQueue, command: Command, error: Exception) -> None:
         """Complete a command that has failed."""
         self.complete(sq, command.cid, *self.judge(sq, command, error))
 
@@ -483,7 +443,7 @@ class Controller:
     def _tell_events(self) -> None:
         """Complete event requests, as far as the admin completion queue has room."""
         state = self.state
-        if not state.events.due:
+        if not self.enabled or not state.events.due:
             return
         sq = state.submission[0]
         with self._reaching(sq.cq):

@@ -8,7 +8,6 @@ note what happened, and the queues are processed as soon as the access is answer
 """
 
 import logging
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
@@ -24,6 +23,7 @@ from outboard.devices.nvme.doorbell_page import DoorbellPage
 from outboard.devices.nvme.injection import Faults
 from outboard.devices.nvme.io import CONDITIONS, IO_COMMANDS
 from outboard.devices.nvme.namespace import Namespace
+from outboard.devices.nvme.patience import Patience
 from outboard.devices.nvme.queues import CompletionQueue
 from outboard.devices.nvme.registers import (
     ALL_SETS,
@@ -44,11 +44,6 @@ from outboard.server.profiles import Profile
 from outboard.storage import RamStorage, Storage, VolatileStorage, layers
 
 log = logging.getLogger(__name__)
-
-STALL_PATIENCE = 1.0
-"""Seconds a queue may be out of reach, while a VMM rearranges memory, before the controller gives up."""
-
-STALL_RETRY = 0.05
 
 FIRMWARE = "1.0"
 
@@ -119,8 +114,7 @@ class Nvme(Attended):
         self._gone = False
         self._removed = False
         self._late: list[Callable[[], None]] = []
-        self._stalled_since: float | None = None
-        self._retry: Timer | None = None
+        self._patience = Patience(self.after, self._schedule, self._given_up)
         self._later: Timer | None = None
         self.namespaces: dict[int, Namespace] = {}
         vendor = self.vendor_id
@@ -272,6 +266,8 @@ class Nvme(Attended):
     def on_connect(self) -> None:
         """A client is there, perhaps one that goes on where the last one was cut off."""
         self._gone = self._removed = False
+        # What was put off in another loop, whose server has ended, does not come any more.
+        self._scheduled = False
         self.controller.start_workers(self._require_loop())
         self.plane.start(self._require_loop(), self._schedule)
         self._begin_ticks()
@@ -287,7 +283,7 @@ class Nvme(Attended):
         With no memory to reach, nothing is done.
         """
         self._gone = True
-        self._forget_stall()
+        self._patience.restore()
         self.plane.stop(self.loop)
         self.controller.stop_workers()
         self._end_ticks()
@@ -377,7 +373,7 @@ class Nvme(Attended):
     def _reset_controller(self) -> None:
         was_running, self._running = self._running, False
         self.controller.reset()
-        self._forget_stall()
+        self._patience.restore()
         self._forget_pause()
         if was_running:
             self.call_soon(lambda: persistent_events.was_reset(self.state))
@@ -417,34 +413,16 @@ class Nvme(Attended):
         if self._gone:  # while its memory was awaited: the next client's patience begins anew
             return
         if progress is Progress.STALLED:
-            self._wait_for_memory()
+            self._patience.wear()
             return
-        self._forget_stall()
+        self._patience.restore()
         if progress is Progress.MORE:
             self._schedule()
         elif self.controller.deferred:
             self._later = self.after(self.controller.deferred, self._schedule)
 
-    def _wait_for_memory(self) -> None:
-        now = time.monotonic()
-        if self._stalled_since is None:
-            self._stalled_since = now
-        if now - self._stalled_since >= STALL_PATIENCE:
-            log.info("a queue was out of reach for %s s: the controller has failed", STALL_PATIENCE)
-            self._forget_stall()
-            self.fail("a queue was out of reach")
-        elif self._retry is None:
-            self._retry = self.after(STALL_RETRY, self._try_again)
-
-    def _try_again(self) -> None:
-        self._retry = None
-        self._schedule()
-
-    def _forget_stall(self) -> None:
-        self._stalled_since = None
-        if self._retry is not None:
-            self._retry.cancel()
-            self._retry = None
+    def _given_up(self) -> None:
+        self.fail("a queue was out of reach")
 
     def _vanish(self) -> None:
         self._removed = True

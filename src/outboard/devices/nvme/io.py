@@ -130,9 +130,10 @@ def flush(state: State, command: Command) -> Work:
 
 def flush_each(state: State) -> Work:
     """Flush every namespace, whatever becomes of the others: for a shutdown."""
-    for nsid, space in state.namespaces.items():
+    for nsid, space in list(state.namespaces.items()):
         try:
-            yield Call(space.storage, space.storage.flush)
+            if state.namespaces.get(nsid) is space:
+                yield Call(space.storage, space.storage.flush)
         except StorageError:
             log.exception("namespace %d may have lost data at shutdown", nsid)
     return 0

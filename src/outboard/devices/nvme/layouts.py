@@ -323,6 +323,38 @@ POWER_ON_EVENT = Layout(
     timestamp=(36, "8s"),
 )
 
+FIRMWARE_COMMIT_EVENT = Layout(
+    22,
+    old=(0, "8s"),
+    new=(8, "8s"),
+    action=(16, "B"),
+    slot=(17, "B"),
+    status_code_type=(18, "B"),
+    status_code=(19, "B"),
+)
+
+CHANGE_NAMESPACE_EVENT = Layout(
+    48,
+    cdw10=(0, "I"),
+    nsze=(8, "Q"),
+    ncap=(24, "Q"),
+    flbas=(32, "B"),
+    dps=(33, "B"),
+    nmic=(34, "B"),
+    anagrpid=(36, "I"),
+    nsid=(44, "I"),
+)
+
+FORMAT_START_EVENT = Layout(12, nsid=(0, "I"), fna=(4, "B"), cdw10=(8, "I"))
+
+FORMAT_COMPLETION_EVENT = Layout(
+    12, nsid=(0, "I"), smallest_progress=(4, "B"), failed=(5, "B"), status=(8, "I")
+)
+
+SANITIZE_START_EVENT = Layout(12, sanicap=(0, "I"), cdw10=(4, "I"), cdw11=(8, "I"))
+
+SANITIZE_COMPLETION_EVENT = Layout(8, sprog=(0, "H"), sstat=(2, "H"))
+
 FIRMWARE_LOG = Layout(512, active=(0, "B"), **{f"slot{number}": (8 * number, "8s") for number in range(1, 8)})
 
 SELF_TEST_LOG = Layout(564, operation=(0, "B"), completion=(1, "B"), results=(4, "560s"))

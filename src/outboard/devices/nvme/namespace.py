@@ -264,14 +264,17 @@ class Namespace:
         return changed if self.serialized else change
 
     def was_erased(self, *, deallocated: bool = True) -> None:
-        """Nothing is left of any block, so nothing is remembered of one: zeros, or a pattern that is kept."""
+        """Nothing is left of any block, so nothing is remembered of one: zeros, or a pattern that is kept.
+
+        Where there are zones it is zeros: they are empty, and nothing else is read from those.
+        """
         self.uncorrectable.clear()
         if self.deallocated is not None:
             self.deallocated = Extents([(0, self.blocks)] if deallocated else [])
         if self.zones is not None:
-            self.zones.clear()
             for zone in self.zones.zones:
-                self.zones.mark_stale(zone, not deallocated)
+                self.zones.mark_stale(zone, False)
+            self.zones.clear()
 
     @property
     def lasting_protection(self) -> int:

@@ -26,9 +26,15 @@ _BEHIND_HEADER = 20
 
 SUPPORTED = {
     PersistentEvent.HEALTH_SNAPSHOT,
+    PersistentEvent.FIRMWARE_COMMIT,
     PersistentEvent.TIMESTAMP_CHANGE,
     PersistentEvent.POWER_ON_OR_RESET,
     PersistentEvent.HARDWARE_ERROR,
+    PersistentEvent.CHANGE_NAMESPACE,
+    PersistentEvent.FORMAT_START,
+    PersistentEvent.FORMAT_COMPLETION,
+    PersistentEvent.SANITIZE_START,
+    PersistentEvent.SANITIZE_COMPLETION,
     PersistentEvent.TELEMETRY_CREATED,
     PersistentEvent.THERMAL_EXCURSION,
 }

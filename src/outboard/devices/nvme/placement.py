@@ -19,6 +19,7 @@ from outboard.devices.nvme.admission import WRITES, Access, Condition
 from outboard.devices.nvme.command import Command
 from outboard.devices.nvme.reclaim import Group, Place
 from outboard.devices.nvme.status import CommandFailed, Status
+from outboard.devices.nvme.store import Store
 from outboard.errors import DefinitionError
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ MOST_IDENTIFIERS = 128
 MOST_EVENTS = 63
 DATA_PLACEMENT = 2
 """The type of the directive."""
+
+SECTION = "placement"
 
 INITIALLY_ISOLATED = 1
 UNUSED, OF_HOST, OF_CONTROLLER = 0, 1, 2
@@ -194,8 +197,8 @@ class Placement:
             if not users[number]:
                 return number
         raise DefinitionError(
-            "every reclaim unit handle is named by a namespace, or for blocks of another size"
-            f" than {block_size}: none is left"
+            f"no reclaim unit handle is left for blocks of {block_size} bytes: every one is named by a"
+            " namespace, or for others"
         )
 
     def _share(self, place: Place) -> int:
@@ -260,6 +263,7 @@ class Placement:
     def save(self) -> dict[str, Any]:
         """What it has counted, and what is noted, as JSON."""
         return {
+            "enabled": self.enabled,
             "host_bytes": self.host_bytes,
             "media": [[group.media_bytes, group.erased_bytes] for group in self.groups],
             "handles": [[handle.bytes_written, sorted(handle.noted)] for handle in self.handles],
@@ -267,6 +271,7 @@ class Placement:
 
     def restore(self, saved: dict[str, Any]) -> None:
         """Take back what `save` gave. Raises KeyError, ValueError, TypeError."""
+        self.enabled = bool(saved["enabled"])
         self.host_bytes = int(saved["host_bytes"])
         for group, (media, erased) in zip(self.groups, saved["media"], strict=True):
             group.media_bytes, group.erased_bytes = int(media), int(erased)
@@ -318,3 +323,13 @@ def _check(state: "State", space: "Namespace", command: Command, access: Access)
 
 PLACED = Condition(_check, lambda state, space: WRITES if space.placed is not None else 0)
 """Data placement as what keeps the data plane from writing: it does not count."""
+
+
+def kept(layout: PlacementLayout, store: Store) -> Placement:
+    """Data placement that goes on counting; from the beginning if it is laid out in another way now."""
+    found = Placement(layout)
+    try:
+        found.restore(store.section(SECTION))
+    except (KeyError, TypeError, ValueError):
+        return Placement(layout)
+    return found

@@ -103,6 +103,7 @@ def set_enabled(state: "State", command: Command) -> int:
     if state.subsystem.namespaces:
         raise CommandFailed(Status.COMMAND_SEQUENCE_ERROR, "the endurance group has namespaces")
     placement.enabled = bool(command.cdw12 & 1)
+    state.subsystem.keep_placement()
     return 0
 
 
@@ -127,6 +128,7 @@ def set_noted(state: "State", command: Command) -> int:
     if not named <= set(PlacementEvent):
         raise CommandFailed(Status.INVALID_FIELD, f"there are no placement events {sorted(named)}")
     handle.noted = handle.noted | named if command.cdw12 & 1 else handle.noted - named
+    state.subsystem.keep_placement()
     return 0
 
 

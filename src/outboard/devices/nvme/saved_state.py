@@ -6,6 +6,7 @@ has taken and not begun. What it has is JSON.
 """
 
 import base64
+import struct
 import zlib
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -18,7 +19,7 @@ from outboard.devices.nvme.queues import CompletionQueue, SubmissionQueue
 from outboard.devices.nvme.reservation import Reservation
 from outboard.devices.nvme.spec import EventType, LogId, WriteProtection
 from outboard.devices.nvme.state import State
-from outboard.devices.nvme.status import Status
+from outboard.devices.nvme.status import CommandFailed, Status
 from outboard.devices.nvme.vitals import Vitals
 from outboard.devices.nvme.zone_table import decode, encode
 from outboard.errors import DefinitionError, StateError
@@ -69,6 +70,13 @@ def restore(state: State, saved: Mapping[str, Any]) -> None:
 
     Raises StateError, ValueError, KeyError, TypeError for what cannot be its state.
     """
+    try:
+        _restore(state, saved)
+    except (struct.error, zlib.error, CommandFailed) as error:
+        raise StateError(f"the state is damaged: {error!r}") from error
+
+
+def _restore(state: State, saved: Mapping[str, Any]) -> None:
     if saved["identity"] != _identity(state):
         raise StateError(
             f"the state is that of {saved['identity']}, this is {_identity(state)}: start the destination"
@@ -188,7 +196,9 @@ def _restore_cq(state: State, saved: Saved) -> None:
     cq.go_on(_within(saved["head"], 0, size - 1), _within(saved["tail"], 0, size - 1), saved["phase"] & 1)
     store32(cq.doorbell, saved["doorbell"] & 0xFFFF_FFFF)
     for result, sq_head, sq_id, cid, status in saved["owed"]:
-        cq.owed.append(Completion(result, sq_head, sq_id, cid, status, phase=0))
+        completion = Completion(result, sq_head, sq_id, cid, status, phase=0)
+        completion.encode()  # what cannot be is found out here
+        cq.owed.append(completion)
 
 
 def _save_sq(sq: SubmissionQueue) -> Saved:

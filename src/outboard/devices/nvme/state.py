@@ -114,10 +114,10 @@ class State:
     ``commands`` are those it executes. ``wake`` has it look at what there is to do, from any thread.
     ``restart`` has it reset with its subsystem, from any thread.
     ``fused`` are first commands of fused pairs, by the identifiers of their queues, whose second is awaited.
-    ``outstanding`` are the commands that wait in Python; ``drain`` returns when no storage is
-    at work for one of them, or for one that was cancelled; ``rest``, which other threads may call, too, when
-    one of the storages is not; ``let_go`` then forgets that. ``pause`` says whether the host is to see that
-    processing is paused (CSTS.PP).
+    ``outstanding`` are the commands that wait in Python; ``drain`` returns when all have ended but those that
+    were cancelled; ``still``, which other threads may call, too, when no storage is at work for any of them,
+    ``rest`` when one of the storages is not; ``let_go`` then forgets that. ``pause`` says whether the host is
+    to see that processing is paused (CSTS.PP).
     ``host_identifier`` is what the host has set (Set Features 81h), of 8 or 16 bytes, or nothing.
     ``granted`` is the number of I/O queues of each kind the host was given (Set Features 07h).
     ``entry_sizes_set`` says whether CC.IOSQES and CC.IOCQES have the only values there are, ``command_sets``
@@ -147,6 +147,7 @@ class State:
     fused: dict[int, Command] = field(default_factory=dict)
     outstanding: dict[object, Outstanding] = field(default_factory=dict)
     drain: Callable[[], None] = lambda: None
+    still: Callable[[], None] = lambda: None
     let_go: Callable[[Storage], None] = lambda storage: None
     pause: Callable[[bool], None] = lambda paused: None
     rest: Callable[[Storage], None] = lambda storage: None
@@ -182,8 +183,10 @@ class State:
             waiting.task.cancel()
         self.outstanding.clear()
         self.fused.clear()
+        # Before others have their turns, and it could pass.
+        self.subsystem.self_tests.controller_was_reset(self.identity.cntlid)
         # What a storage still does for this life must not undo what the next one writes.
-        self.drain()
+        self.still()
         self.submission.clear()
         self.completion.clear()
         self.plane.reset()
@@ -227,9 +230,10 @@ class State:
 
     @property
     def attached(self) -> dict[int, Namespace]:
-        """The namespaces that are attached, of whatever command set."""
+        """The namespaces that are attached, of whatever command set; from any thread."""
         cntlid = self.identity.cntlid
-        return {n: space for n, space in self.subsystem.namespaces.items() if cntlid in space.attached}
+        spaces = list(self.subsystem.namespaces.items())
+        return {nsid: space for nsid, space in spaces if cntlid in space.attached}
 
     def enable_sets(self, command_sets: frozenset[Csi]) -> None:
         """The host enables these command sets: namespaces of others are not there for it."""
@@ -259,7 +263,8 @@ class State:
                 waiting.task.cancel()
                 del self.outstanding[key]
                 cids += [command.cid for command in waiting.commands]
-        self.drain()
+        with self.bus.one_life():
+            self.still()
         sq.cq.pending -= len(cids)
         return cids
 

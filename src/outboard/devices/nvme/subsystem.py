@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from outboard.devices.nvme import placement as placing
 from outboard.devices.nvme import vitals, zone_events
 from outboard.devices.nvme.ana import AnaState, AnaStates
 from outboard.devices.nvme.events import RESERVATION_LOG_AVAILABLE
@@ -27,10 +28,10 @@ from outboard.devices.nvme.management.self_tests import SelfTests
 from outboard.devices.nvme.monitor import Monitor
 from outboard.devices.nvme.namespace import Namespace, derived_uuid
 from outboard.devices.nvme.persistent_events import PersistentEvents
-from outboard.devices.nvme.placement import Placement, PlacementLayout
+from outboard.devices.nvme.placement import PlacementLayout
 from outboard.devices.nvme.qos import Qos
 from outboard.devices.nvme.reservation import Host, Notices, Reservation, keep, kept
-from outboard.devices.nvme.spec import SelfTestResult
+from outboard.devices.nvme.spec import PersistentEvent, SelfTestResult
 from outboard.devices.nvme.status import Status
 from outboard.devices.nvme.store import Document, Store
 from outboard.devices.nvme.vitals import Vitals
@@ -87,7 +88,7 @@ class Subsystem:
         self.pool = pool
         self.away = False
         """Whether its state was saved to go on elsewhere, or came from there, and nobody has begun anew."""
-        self.placement = Placement(placement) if placement is not None else None
+        self.placement = placing.kept(placement, self.store) if placement is not None else None
         self.vitals: Vitals = vitals.load(self.store)
         self.persistent_events = PersistentEvents(self.store)
         self.turn = Monitor()
@@ -137,9 +138,9 @@ class Subsystem:
             space.nsid = nsid
             space.reservation = kept(self.store, nsid)
             space.uncorrectable = Extents(self.store.get(f"uncorrectable/{nsid}", []))
-            zone_events.belong(self, space)
             self.inventory.recall(space)
             self._place(space)
+            zone_events.belong(self, space)
             self.namespaces[nsid] = space
             self.sanitizing.bar(space)
             for cntlid in self.controllers:
@@ -160,10 +161,9 @@ class Subsystem:
                 self.detach(nsid, cntlid)
             del self.namespaces[nsid]
             self.background.interrupt(space)
+            self._part(space)
             self.self_tests.abort_for([nsid], SelfTestResult.NAMESPACE_REMOVED)
             self.forget(nsid)
-            if space.placed is not None and self.placement is not None:
-                self.placement.leave(space.placed)
             if space.created and self.pool is not None:
                 self.pool.delete(nsid)
             self._tell(nsid, before - {but})
@@ -204,10 +204,20 @@ class Subsystem:
             state.abort(space, Status.INVALID_NAMESPACE)
             state.let_go(space.storage)
 
+    def remember(self, kind: PersistentEvent, data: bytes) -> None:
+        """Add to the persistent event log what happened to no controller in particular."""
+        if self.controllers:
+            self.controllers[min(self.controllers)].remember(kind, data)
+
     def keep(self, section: str, value: Any) -> None:
         """Put something into the store; if it cannot be kept now, it is with what is kept next."""
         with _for_now(section):
             self.store.put(section, value, anyway=True)
+
+    def keep_placement(self) -> None:
+        """Make durable what data placement has counted."""
+        if self.placement is not None:
+            self.keep(placing.SECTION, self.placement.save())
 
     def resized(self, nsid: int) -> None:
         """Look at a namespace's storage again, whose size has changed, and tell every host."""
@@ -235,11 +245,15 @@ class Subsystem:
                 state.abort(space, Status.COMMAND_INTERRUPTED)
                 stack.enter_context(state.plane.paused())
             self.self_tests.abort_for([nsid], SelfTestResult.ABORTED_UNKNOWN)
+            before = space.blocks
             try:
                 yield space
             finally:
+                if space.blocks != before:
+                    self.relocate(space)
+                if space.blocks < before:
+                    self.keep(f"uncorrectable/{nsid}", [list(run) for run in space.uncorrectable])
                 self.reconfigure(nsid)
-            self.relocate(space)
             self.inventory.renew(space)
             self.announce(nsid)
 
@@ -279,7 +293,7 @@ class Subsystem:
         (`outboard.storage.VolatileStorage`) keeps what ``seed`` says; another one keeps everything.
         """
         with self.turn:
-            for state in self.controllers.values():
+            for state in list(self.controllers.values()):
                 if state.hardware is not None:
                     state.hardware.lose_power()
             self.lose_power()
@@ -421,7 +435,6 @@ class Subsystem:
     def controller_was_reset(self, cntlid: int) -> None:
         """A controller has forgotten what a reset forgets: its turn is held."""
         self.firmware.controller_was_reset(cntlid)
-        self.self_tests.controller_was_reset(cntlid)
         self.background.look()
 
     def _at_work(self) -> bool:
@@ -445,6 +458,15 @@ class Subsystem:
             space.placed = self.placement.join(space)
         elif space.placement_handles:
             raise DefinitionError("placement handles are for a subsystem that has data placement enabled")
+
+    def _part(self, space: Namespace) -> None:
+        """A namespace is not ours any more: neither are its zones, nor where its data is placed."""
+        zone_events.part(space)
+        for state in self.controllers.values():
+            state.changed_zones.pop(space.nsid, None)
+        if space.placed is not None and self.placement is not None:
+            self.placement.leave(space.placed)
+            space.placed = None
 
     def lose_power(self) -> None:
         """The power of the whole subsystem is gone and back, as by a subsystem reset."""

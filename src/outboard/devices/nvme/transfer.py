@@ -7,6 +7,8 @@ While a DMA message is awaited the host may do anything, a reset included. `Bus`
 `Abandoned`, which ends the processing that was under way without a trace.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 from outboard.devices.nvme import prp, sgl
@@ -43,6 +45,13 @@ class Bus:
     def end_life(self) -> None:
         """A reset: whoever waits for memory now gets `Abandoned`."""
         self._life += 1
+
+    @contextmanager
+    def one_life(self) -> Iterator[None]:
+        """Raise `Abandoned` if a reset has come when the block is left: others had their turns in it."""
+        life = self._life
+        yield
+        self._check(life)
 
     def read(self, address: int, size: int) -> bytes:
         """Return ``size`` bytes; raises `DmaError`, `Abandoned`."""

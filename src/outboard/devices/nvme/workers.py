@@ -9,7 +9,7 @@ import select
 import threading
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
@@ -84,13 +84,26 @@ class Workers:
         if (lane := self._lanes.get(id(storage))) is not None:
             lane.rest()
 
+    def still(self) -> None:
+        """Wait until no storage is at work for us; from any thread, in `turn`. No task goes on.
+
+        In the loop's thread the others have their turns meanwhile: a storage may take for ever.
+        """
+        with self._others():
+            for lane in list(self._lanes.values()):
+                lane.rest()
+
     def drain(self) -> None:
-        """Wait until no call is outstanding; tasks go on meanwhile, and end. Cancel first what shall not."""
+        """Wait until no call is outstanding; tasks go on meanwhile, and end. Cancel first what shall not.
+
+        In the loop's thread the others have their turns meanwhile.
+        """
         poll = select.poll()
         if self._bell >= 0:
             poll.register(self._bell, select.POLLIN)
         while self.outstanding:
-            poll.poll()
+            with self._others():
+                poll.poll()
             self._deliver()
 
     def let_go(self, storage: Storage) -> None:
@@ -108,6 +121,10 @@ class Workers:
         if self._bell >= 0:
             os.close(self._bell)
             self._bell = -1
+
+    def _others(self) -> AbstractContextManager[None]:
+        """Let the others have their turns, if nothing else can happen to our controller meanwhile."""
+        return self._turn.released() if self._loop.current else nullcontext()
 
     def _go_on(self, task: Task, error: BaseException | None) -> None:
         """Run ``task``, whose last call raised ``error`` or nothing, up to its next wait or its end."""

@@ -6,6 +6,7 @@ a namespace are also connected with the subsystem it belongs to, which keeps the
 
 import logging
 import struct
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -51,6 +52,24 @@ def belong(subsystem: "Subsystem", space: Namespace) -> None:
     zones.turn = subsystem.turn
     zones.told = partial(_tell, subsystem, space)
     zones.reached = partial(subsystem.reconfigure, space.nsid)
+
+
+def part(space: Namespace) -> None:
+    """The zones of a namespace are gone from the subsystem, and so is what was kept of them."""
+    zones, storage = space.zones, space.storage
+    if zones is None:
+        return
+    zones.turn, zones.keep, zones.told, zones.reached = nullcontext(), _nobody, _nobody, lambda: None
+    if isinstance(storage, ZonedStorage) and storage.table is not None:
+        table, storage.table = storage.table, None
+        try:
+            table.remove()
+        except OSError as error:
+            log.error("the zones of namespace %d are still kept: %s", space.nsid, error)
+
+
+def _nobody(zone: Zone) -> None:
+    """Whom a zone of no subsystem interests."""
 
 
 def _tell(subsystem: "Subsystem", space: Namespace, zone: Zone) -> None:

@@ -111,9 +111,15 @@ class ZonedStorage:
             zone = self._zones.at(lba)
             zone.stored = max(zone.stored, min(zone.written, lba + size // self._block_size))
 
-    def look(self) -> None:
-        """Find out of which zones the storage may hold more than was written."""
-        for zone in self._zones.zones:
+    def resized(self, first: int) -> None:
+        """There are other zones from number ``first`` on."""
+        if self.table is not None:
+            self.table.follow()
+        self.look(first)
+
+    def look(self, first: int = 0) -> None:
+        """Find out of which zones, from ``first`` on, the storage may hold more than was written."""
+        for zone in self._zones.zones[first:]:
             if zone.written == zone.start:
                 self._zones.mark_stale(zone, not self._blank(zone))
 

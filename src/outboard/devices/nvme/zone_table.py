@@ -47,6 +47,8 @@ class ZoneTable:
                 f"{path} is not the table of these zones ({geometry.size} blocks of {block_size} bytes each):"
                 " move it away to begin with empty zones"
             )
+        # What is there of zones that are gone would be wrong for others that come in their place.
+        self.follow()
         self._load(rebooted=boot != _boot())
         self._memory[_BOOT_AT : _BOOT_AT + 16] = _boot()
         self.sync()
@@ -70,9 +72,15 @@ class ZoneTable:
         """Return when the table is durable."""
         self._memory.flush()
 
-    def grow(self) -> None:
-        """There are more zones than there were."""
-        self._memory.resize(self._size)
+    def follow(self) -> None:
+        """There are more zones than there were, or fewer."""
+        if len(self._memory) != self._size:
+            self._memory.resize(self._size)
+
+    def remove(self) -> None:
+        """The zones are gone for good."""
+        self._memory.close()
+        self._path.unlink(missing_ok=True)
 
     @property
     def _size(self) -> int:

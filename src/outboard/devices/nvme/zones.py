@@ -53,7 +53,7 @@ class Zones:
             raise DefinitionError(f"{blocks} blocks are no zone of {geometry.size}: make the storage larger")
 
     def measure(self, blocks: int) -> None:
-        """The namespace has so many blocks now: zones are added for those that are new."""
+        """The namespace has so many blocks now: zones are added for those that are new, others are gone."""
         geometry, first = self.geometry, len(self.zones)
         count = blocks // geometry.size
         if count > MOST_ZONES:
@@ -64,6 +64,14 @@ class Zones:
                 Zone(number, start, start + geometry.capacity, start, start, stored=start, told=start)
             )
         self._by_state[ZoneState.EMPTY] += max(0, count - first)
+        for zone in self.zones[count:]:
+            zone.generation += 1
+            self._empty(zone)
+            self.mark_stale(zone, False)
+            self._by_state[ZoneState.EMPTY] -= 1
+        del self.zones[count:]
+        with self.lock:
+            self.dirty.difference_update(range(count, first))
 
     @property
     def blocks(self) -> int:
@@ -294,6 +302,8 @@ class Zones:
         self._open(zone, ZoneState.IMPLICITLY_OPEN)
         zone.pointer = lba + 1
         zone.written = max(zone.written, zone.pointer)
+        with self.lock:
+            self.dirty.add(zone.number)
         if zone.pointer == zone.end:
             self._become(zone, ZoneState.FULL)
         self.keep(zone)
@@ -340,7 +350,8 @@ class Zones:
         """The power is gone and back: no zone is open, and a random write area is committed as it is."""
         for zone in self.having(*ACTIVE):
             if zone.attributes & ZRWA_VALID:
-                reached = zone.start + _up(zone.written - zone.start, self.geometry.granularity)
+                # Zones that were kept may have had such areas when there still were any.
+                reached = zone.start + _up(zone.written - zone.start, self.geometry.granularity or 1)
                 zone.pointer = max(zone.pointer, reached)
                 self._release_window(zone)
             if zone.pointer == zone.end:

@@ -10,6 +10,7 @@ from outboard.operation.control.shown import ControllerShown, controller_shown
 from outboard.operation.declared import Between
 from outboard.operation.options import PlacedController, ServedController
 from outboard.operation.service import ControllerServed, Served, Service
+from outboard.operation.statistics import state_of
 
 Cntlid = Annotated[int, Between(1, 0xFFEF), "The controller."]
 Name = Annotated[str | None, SUBSYSTEM.meaning]
@@ -68,7 +69,7 @@ def plug(served: Served, cntlid: Cntlid) -> None:
 
 def _running(served: Served, cntlid: int) -> ControllerServed:
     controller = served.controller(cntlid)
-    if not (controller.server.connected and controller.nvme.ready):
+    if not (controller.server.connected and state_of(controller.nvme) == "ready"):
         raise RequestRefused(f"controller {cntlid} is not in use: no host has made it ready")
     return controller
 

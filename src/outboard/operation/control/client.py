@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import struct
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -53,7 +54,9 @@ class ControlClient:
         self._last_id += 1
         request = {"jsonrpc": "2.0", "method": method, "params": params, "id": self._last_id}
         try:
-            self._socket.sendall(json.dumps(request).encode() + b"\n")
+            # A server that has let go, of one client too many, has said why before.
+            with suppress(BrokenPipeError, ConnectionResetError):
+                self._socket.sendall(json.dumps(request).encode() + b"\n")
             answer = json.loads(self._line())
         except TimeoutError as error:
             raise PeerTimeout(f"{self.path} did not answer {method} within {self._timeout:g} s") from error

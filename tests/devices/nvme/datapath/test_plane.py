@@ -13,6 +13,7 @@ from outboard.devices.nvme.status import Status
 from outboard.loop import Loop
 from outboard.storage import NullStorage, RamStorage
 from tests.devices.nvme.bench import Bench
+from tests.devices.nvme.conftest import MakeBench
 from tests.devices.nvme.datapath.live import tuning
 from tests.devices.nvme.driver import Driver, QueuePair, ended
 from tests.devices.nvme.test_moving import move
@@ -121,3 +122,14 @@ def test_commands_that_were_taken_and_not_begun_move_with_their_controller(
     for cid in (100, 101):
         assert ended(pair.wait(cid)) == Status.INVALID_OPCODE
     assert ended(pair.execute(FLUSH)) == Status.SUCCESS
+
+
+def test_memory_that_its_owner_took_away_is_not_touched(make_bench: MakeBench) -> None:
+    """The storage says of a block that there is none; the process lives."""
+    storage = RamStorage(1 << 20)
+    bench = make_bench(storage)
+    pair = bench.driver.enable().create_queue_pair(1)
+    storage.resize(4096)
+    bench.device.subsystem.reconfigure(1)
+    read = bench.driver.rw(IoOpcode.READ, 1024, 1, bench.driver.data, 512)
+    assert ended(pair.execute(read)) == Status.UNRECOVERED_READ_ERROR

@@ -145,13 +145,13 @@ def test_commands_that_wait_for_storage_end_with_their_queue(make_live: MakeLive
     bench.until(lambda: len(bench.device.state.outstanding) == 256)
     deletion = driver.admin.submit(Command(AdminOpcode.DELETE_IO_SQ, cdw10=1))
     state = bench.device.state
-    drain = state.drain
+    still = state.still
 
     def let_it_finish() -> None:
         slow.gate.set()
-        drain()
+        still()
 
-    state.drain = let_it_finish
+    state.still = let_it_finish
     driver.admin.ring()
     assert ended(driver.admin.wait(deletion)) == Status.SUCCESS
     found = pair.poll(acknowledge=False)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from outboard.devices.nvme import Namespace, Nvme, Qos, Subsystem
+from outboard.devices.nvme import Namespace, Nvme, Protection, Qos, Subsystem
 from outboard.devices.nvme.command import Command
 from outboard.devices.nvme.datapath import held, limits, loop, waiting
 from outboard.devices.nvme.datapath.limits import SAVED
@@ -402,6 +402,19 @@ def test_blocks_with_metadata_may_be_limited(make_bench: MakeBench, extended: bo
     assert bench.device.plane.queue_statistics()[1]["bytes"] == 2048
 
 
+def test_a_block_that_does_not_pass_comes_to_python_when_it_is_due(make_bench: MakeBench) -> None:
+    space = Namespace(RamStorage(SIZE), metadata=8, protection=Protection(1), qos=Qos(iops=1_000_000))
+    bench = make_bench(space)
+    driver = bench.driver.enable()
+    pair = driver.create_queue_pair(1)
+    driver.ram.write(driver.data, bytes(range(256)) * 2)
+    check_guard = 1 << 28
+    command = replace(write(pair), cdw12=check_guard, mptr=driver.ram.allocate(PAGE))
+    assert ended(pair.execute(command)) == Status.GUARD_CHECK_ERROR
+    statistics = bench.device.statistics
+    assert (statistics["diverted"], statistics["writes"]) == (1, 0)
+
+
 def test_nothing_may_be_limited(make_bench: MakeBench) -> None:
     bench = make_bench(limited(Qos(iops=1_000_000), NullStorage(SIZE)))
     pair = bench.driver.enable().create_queue_pair(1)
@@ -420,7 +433,7 @@ def test_a_poller_wakes_when_a_command_is_due(make_live: MakeLive) -> None:  # n
 
 
 @pytest.mark.usefixtures("files")
-@pytest.mark.parametrize("pollers", [0, 1])
+@pytest.mark.parametrize("pollers", [1])
 def test_a_file_may_be_limited(tmp_path: Path, pollers: int, lane: str) -> None:
     storage = open_file(tmp_path / "disk", SIZE)
     bench = LiveBench(Nvme(limited(Qos(iops=1000), storage), tuning=tuning(lane, pollers)))

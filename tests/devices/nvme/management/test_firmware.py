@@ -243,3 +243,12 @@ def test_the_only_security_protocol_says_so(host: Host) -> None:
     for protocol in (0, 1, 2, 0xEA):
         completion = host.admin(AdminOpcode.SECURITY_SEND, cdw10=protocol << 24, cdw11=512)
         assert ended(completion) == Status.INVALID_FIELD
+
+
+@pytest.mark.point("M04")
+def test_a_download_that_was_no_image_is_not_in_the_way_of_the_next(host: Host) -> None:
+    assert download(host, b"something else".ljust(PAGE)) == Status.SUCCESS
+    assert commit(host, REPLACE, 1) == Status.INVALID_FIRMWARE_SLOT
+    assert commit(host, REPLACE, 2) == Status.INVALID_FIRMWARE_IMAGE
+    assert put(host, "1.1", 2) == Status.SUCCESS
+    assert slots(host) == (1, ["1.0", "1.1", ""])

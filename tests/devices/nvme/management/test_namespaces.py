@@ -51,7 +51,7 @@ def test_capacity_is_accounted_for(host: Host) -> None:
         return data["tnvmcap"], data["unvmcap"], data["nn"], data["mnan"]
 
     assert capacities() == (17 * MIB, 16 * MIB, 32, 32)
-    host.create(2048, flbas=3)
+    host.create(2048, flbas=3, endgid=1)
     assert capacities() == (17 * MIB, 16 * MIB - 2048 * 4104, 32, 32)
     assert ended(host.create(4096, flbas=3)) == Status.NAMESPACE_INSUFFICIENT_CAPACITY
     host.delete(2)

@@ -19,6 +19,8 @@ from tests.devices.nvme.conftest import MakeBench
 from tests.devices.nvme.driver import ended
 from tests.devices.nvme.management.conftest import MakeHosts
 from tests.devices.nvme.management.host import MIB, NAMESPACE_CHANGED, Held, Host
+from tests.devices.nvme.zoned import SIZE, zoned
+from tests.devices.nvme.zoned import Host as ZonedHost
 
 MakeStorage = Callable[[int], Storage]
 
@@ -130,6 +132,38 @@ def test_what_cannot_be_resized_stays(make_hosts: MakeHosts, tmp_path: Path) -> 
         assert host.try_read(nsid, 2047) == Status.SUCCESS
     with pytest.raises(KeyError):
         subsystem.resize(9, MIB)
+
+
+@pytest.mark.point("M05", "Z01")
+def test_memory_that_its_owner_took_away_is_not_touched(make_hosts: MakeHosts) -> None:
+    """Where zones are there has to be something below them: reads fail, and the process lives."""
+    storage = RamStorage(1 << 20)
+    (host,) = make_hosts(1, zoned(storage))
+    host.driver.disable()
+    host.bench.driver.ram.rewind(4096)
+    reader = ZonedHost(host.bench.driver)
+    storage.resize(4096)
+    host.bench.device.subsystem.reconfigure(1)
+    assert reader.read(1024, 1)[0] == Status.UNRECOVERED_READ_ERROR
+    assert reader.read(0, 1)[0] == Status.SUCCESS
+
+
+@pytest.mark.point("M05", "Z01")
+def test_zones_come_and_go_at_the_end(make_hosts: MakeHosts) -> None:
+    storage = RamStorage(8 * 8192)
+    (host,) = make_hosts(1, zoned(storage))
+    host.driver.disable()
+    host.bench.driver.ram.rewind(4096)
+    reader = ZonedHost(host.bench.driver)
+    subsystem = host.bench.device.subsystem
+    for zones in (4, 9):
+        subsystem.resize(1, zones * 8192)
+        assert len(reader.report()) == zones
+        last = zones * SIZE - 1
+        assert [reader.read(slba, 1)[0] for slba in (last, last + 1)] == [
+            Status.SUCCESS,
+            Status.LBA_OUT_OF_RANGE,
+        ]
 
 
 @pytest.mark.point("M05", "M01")
@@ -282,3 +316,16 @@ def test_no_thread_is_left_of_a_namespace_that_was(make_hosts: MakeHosts) -> Non
         assert threading.active_count() == before + 1
         subsystem.remove(2).storage.close()
         assert threading.active_count() == before
+
+
+def test_a_block_that_was_cut_off_is_not_uncorrectable_when_it_is_back(make_hosts: MakeHosts) -> None:
+    (host,) = make_hosts(1, RamStorage(MIB))
+    last = MIB // 512 - 1
+    command = host.driver.rw(IoOpcode.WRITE_UNCORRECTABLE, last, 1, 0, 0)
+    assert ended(host.pair.execute(command)) == Status.SUCCESS
+    assert host.try_read(1, last) == Status.UNRECOVERED_READ_ERROR
+    subsystem = host.bench.device.subsystem
+    subsystem.resize(1, MIB // 2)
+    subsystem.resize(1, MIB)
+    assert host.read(1, last) == bytes(512)
+    assert subsystem.store.get("uncorrectable/1") == []

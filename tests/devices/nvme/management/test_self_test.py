@@ -149,12 +149,14 @@ def test_what_ends_a_short_test(make_hosts: MakeHosts, what: str, result: SelfTe
 @pytest.mark.point("M04", "S01")
 def test_an_extended_test_goes_on_through_a_reset_and_a_power_cycle(make_hosts: MakeHosts) -> None:
     store, kept, cut = Store(), Store(), Store()
-    (host,) = make_hosts(1, RamStorage(4 * MIB), store=store)
-    with host.bench.device.subsystem.turn:
-        host.submit(SELF_TEST, 1, cdw10=EXTENDED)
-        host.restart()
-        assert host.self_test_log()[0] == EXTENDED
-        kept.document = store.document
+    held = Held(4 * MIB, "read")
+    (host,) = make_hosts(1, held, store=store)
+    held.gate.clear()
+    host.submit(SELF_TEST, 1, cdw10=EXTENDED)
+    host.restart()
+    assert host.self_test_log()[0] == EXTENDED
+    kept.document = store.document
+    held.gate.set()
     assert outcome(finish(host)) == (EXTENDED, SelfTestResult.PASSED)
     (again,) = make_hosts(1, RamStorage(4 * MIB), store=kept)
     assert outcome(finish(again)) == (EXTENDED, SelfTestResult.PASSED)

@@ -18,8 +18,9 @@ import threading
 import time
 import zlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from outboard.devices.nvme import Nvme
 from outboard.devices.nvme.command import Command, Completion
@@ -31,10 +32,12 @@ from tests.devices.nvme.bench import RAM_ADDRESS, Bench
 from tests.devices.nvme.driver import CC, CC_ENABLE, FATAL, NSSR, PAGE, READY, Driver, QueuePair, ended
 from tests.devices.nvme.storm.commands import WRITES, Maker
 from tests.devices.nvme.storm.memory import QUEUES, START
+from tests.devices.nvme.storm.operator import Operator
 from tests.devices.nvme.storm.subject import subsystem
 
 ALL_SETS = CC_ENABLE | 6 << 4
-ENTRIES = 32
+WEIGHTED = 1 << 11
+ENTRIES, REMEMBERED = 32, 60
 PATIENCE = 20.0
 """Seconds after which a command has not completed."""
 
@@ -44,7 +47,6 @@ BATCHES = 24
 GROWTH = 200 << 20
 """Bytes that the process may grow by, whatever it is sent."""
 
-REMEMBERED = 60
 _FIRST_CID = 0x100
 
 
@@ -91,7 +93,7 @@ class Side:
         self.waiting.clear()
         self.bench.bus_master(True)
         self.driver.ram.rewind(QUEUES + 2 * PAGE)
-        self.driver.enable(ENTRIES, ENTRIES, self.chance.choice((ALL_SETS, ALL_SETS, CC_ENABLE)))
+        self.driver.enable(ENTRIES, ENTRIES, self.chance.choice((ALL_SETS, ALL_SETS | WEIGHTED, CC_ENABLE)))
         admin = self.driver.admin
         self.pairs = [self._pair(0, admin)]
         for qid in (1, 2):
@@ -108,15 +110,15 @@ class Side:
             pair.sq, pair.cq = same.sq, same.cq
         return pair
 
-    def execute(self, command: Command) -> Status:
-        """An admin command of ours, that has to end."""
-        pair = self.pairs[0]
+    def execute(self, command: Command, qid: int = 0) -> Status:
+        """A command of ours, that has to end."""
+        pair = self.pairs[qid]
         cid = pair.submit(command, self.next_cid())
         pair.ring()
         end = time.monotonic() + PATIENCE
         while cid not in pair.done:
             assert time.monotonic() < end, f"{command} never completed"
-            self.bench.settle()
+            self.bench.loop.run_once(0.0005)
             pair.poll()
         return ended(pair.done.pop(cid))
 
@@ -133,11 +135,10 @@ class Side:
         chance, made = self.chance, []
         for pair in self.pairs:
             for _ in range(chance.randrange(ENTRIES if pair.qid else ENTRIES // 2)):
-                commands: tuple[Command, ...]
                 if pair.qid and chance.random() < 0.02:
-                    commands = self.maker.pair()
+                    commands = [*self.maker.pair()]
                 else:
-                    commands = (self.maker.io() if pair.qid else self.maker.admin(),)
+                    commands = [self.maker.io() if pair.qid else self.maker.admin()]
                 for command in commands:
                     if (pair.tail + 1 - pair.head) % ENTRIES == 0:
                         break
@@ -231,29 +232,33 @@ class Side:
         self.start()
         self.check_alive()
 
+    def move(self) -> None:
+        """Stop, be saved, perhaps forget everything and be brought back, and go on."""
+        device, restored = self.device, self.chance.random() < 0.5
+        self.sent.append(f"{self.name} saved" + " and restored" * restored)
+        device.stop_device()
+        stream = device.save_state()
+        if restored:
+            device.reset()
+            device.restore_state(stream)
+        device.run_device()
+
     def check_alive(self) -> None:
         """Identify succeeds, and a read ends."""
         self.bench.bar.write32(NSSR, 0)
         identify = Command(AdminOpcode.IDENTIFY, prp1=self.driver.data, cdw10=Cns.CONTROLLER)
         assert self.execute(identify) == Status.SUCCESS
-        pair = self.pairs[1]
-        nsid = next(iter(self.device.state.namespaces), 1)
-        cid = pair.submit(
-            Command(IoOpcode.READ, nsid=nsid, prp1=RAM_ADDRESS + START, mptr=RAM_ADDRESS + START)
-        )
-        pair.ring()
-        self.bench.settle()
-        assert cid in {completion.cid for completion in pair.poll()}
-        pair.done.clear()
+        nsid, page = next(iter(self.device.state.namespaces), 1), RAM_ADDRESS + START
+        self.execute(Command(IoOpcode.READ, nsid=nsid, prp1=page, mptr=page), 1)
 
 
 class Episode:
     """A subsystem from its making to its end."""
 
-    def __init__(self, lane: str, chance: random.Random) -> None:
+    def __init__(self, lane: str, chance: random.Random, *, in_threads: bool = False) -> None:
         self.chance = chance
         self.sent = 0
-        self.subsystem = subsystem(with_zones=chance.random() < 0.6)
+        self.subsystem = subsystem(with_zones=chance.random() < 0.6, in_threads=in_threads)
         tuning = Tuning(pollers=0, native=lane == "native")
         self.turn = self.subsystem.turn
         with self.turn:
@@ -265,6 +270,7 @@ class Episode:
                 )
                 for name in ("A", "B")
             ]
+        self.operator = Operator(chance, self.subsystem, limits=in_threads)
         self.touched: set[int] = set()
         self.everything_touched = True
         self.before: dict[int, tuple[Namespace, int]] = {}
@@ -275,7 +281,6 @@ class Episode:
             for _ in range(batches):
                 self.batch()
                 yield
-            self.drain()
 
     def batch(self) -> None:
         """Commands by both hosts, and what comes of them."""
@@ -286,16 +291,31 @@ class Episode:
                 self.note(qid, command)
         for side in self.sides:
             side.ring()
+            if self.chance.random() < 0.1:
+                self.operate()
+            if self.chance.random() < 0.05:
+                side.move()
         self.settle()
         for side in self.sides:
             assert side.device.dma.live_views == 0
+            if self.chance.random() < 0.1:
+                side.move()
             if side.bereft or self.chance.random() < 0.1:
                 side.reset()
-        if self.chance.random() < 0.02:
+        if self.chance.random() < 0.04:
             self.reset_subsystem()
         if self.chance.random() < 0.3:
             self.drain()
             self.compare()
+
+    def operate(self) -> None:
+        """Whoever runs the drive does something to it, before or after commands were looked at."""
+        if self.chance.random() < 0.5:
+            self.sides[0].bench.loop.run_pending()
+        self.operator.act()
+        self.sides[0].sent.append(f"operator: {self.operator.did}")
+        self.touched |= self.operator.changed
+        self.operator.changed.clear()
 
     def note(self, qid: int, command: Command) -> None:
         """Remember which namespaces a command may change."""
@@ -338,8 +358,12 @@ class Episode:
             assert not side.device.state.events.deferred, "a command waits for an operation that is over"
 
     def reset_subsystem(self) -> None:
-        """One host resets the whole subsystem."""
-        self.chance.choice(self.sides).bench.bar.write32(NSSR, NSSR_KEY)
+        """One host resets the whole subsystem, or its power fails."""
+        if self.chance.random() < 0.5:
+            self.chance.choice(self.sides).bench.bar.write32(NSSR, NSSR_KEY)
+        else:
+            self.subsystem.power_cut(self.chance.randrange(8))
+            self.everything_touched = True
         for side in self.sides:
             side.bench.settle()
             assert side.driver.status & READY == 0
@@ -374,6 +398,14 @@ class Episode:
         return set().union(*(side.seen for side in self.sides))
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """Of an episode: how many commands were sent, and how they ended."""
+
+    commands: int
+    statuses: set[Status]
+
+
 class Errors(logging.Handler):
     """Errors that were logged, with their tracebacks."""
 
@@ -405,21 +437,29 @@ def watched() -> Iterator[Errors]:
     assert len(os.listdir("/proc/self/fd")) <= files, "descriptors are left"
 
 
-def episode(lane: str, seed: str) -> tuple[int, set[Status]]:
-    """One episode; how many commands it sent, and how they ended. A failure says what was sent last."""
+def episode(lane: str, seed: str, *, in_threads: bool = False) -> Outcome:
+    """One episode. A failure says what was sent last.
+
+    With storages ``in_threads`` it depends on more than its seed.
+    """
     with watched() as errors:
         try:
-            return _episode(Episode(lane, random.Random(seed)), errors)
+            return play(Episode(lane, random.Random(seed), in_threads=in_threads), errors)
         except BaseException as error:
             error.add_note(f"seed {seed!r}, lane {lane}")
             raise
 
 
-def _episode(made: Episode, errors: Errors) -> tuple[int, set[Status]]:
+def play(made: Episode, errors: Errors, more: Callable[[], bool] = lambda: True) -> Outcome:
+    """One episode, from its making to its end, or until there is no ``more`` to come."""
     try:
         for _ in made.run(BATCHES):
             assert not errors.found, "\n".join(errors.found)
-        made.compare()
+            if not more():
+                break
+        with made.turn:
+            made.drain()
+            made.compare()
         made.close()
         assert not errors.found, "\n".join(errors.found)
     except BaseException as error:
@@ -427,7 +467,7 @@ def _episode(made: Episode, errors: Errors) -> tuple[int, set[Status]]:
         error.add_note("the last commands:\n" + "\n".join(last))
         error.add_note("\n".join(errors.found))
         raise
-    return made.sent, made.seen
+    return Outcome(made.sent, made.seen)
 
 
 def memory() -> int:
@@ -439,8 +479,8 @@ def storm(lane: str, count: int, seed: str) -> tuple[int, set[Status]]:
     """At least ``count`` commands; how many there were, and how they ended."""
     done, number, seen, grown = 0, 0, set[Status](), 0
     while done < count:
-        sent, ends = episode(lane, f"{seed}/{number}")
-        done, number, seen = done + sent, number + 1, seen | ends
+        found = episode(lane, f"{seed}/{number}")
+        done, number, seen = done + found.commands, number + 1, seen | found.statuses
         grown = grown or memory()
         assert memory() - grown < GROWTH, f"{memory() - grown} bytes were added by {done} commands"
     return done, seen
@@ -456,5 +496,5 @@ if __name__ == "__main__":
     logging.disable(logging.WARNING)
     started = time.monotonic()
     commands, statuses = storm(sys.argv[1], int(sys.argv[2]), sys.argv[3])
-    print(f"{commands} commands in {time.monotonic() - started:.0f} s, {len(statuses)} statuses")
-    print(" ".join(sorted(status.name for status in statuses)))
+    names = " ".join(sorted(status.name for status in statuses))
+    print(f"{commands} commands in {time.monotonic() - started:.0f} s, {len(statuses)} statuses: {names}")

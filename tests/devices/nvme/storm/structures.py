@@ -111,7 +111,9 @@ class Structures:
 
     def _create_sq(self) -> Command:
         size = self._bits(1, 1, 3, 63, 1023, 1024, 0, 0xFFFF)
-        return self._dwords(self._bits(3, 4, 5, 1) | size << 16, 1 | self._bits(1, 2, 3, 4) << 16)
+        return self._dwords(
+            self._bits(3, 4, 5, 1) | size << 16, 1 | self._bits(0, 2, 4, 6) | self._bits(1, 2, 3, 4) << 16
+        )
 
     def _get_log_page(self) -> Command:
         lid = self._bits(*LOG_PAGES, *LOG_PAGES, self.chance.randrange(256))

@@ -9,6 +9,22 @@ MOST_NAMESPACES = 20
 POOL = 1 << 20
 
 
+class Threaded(RamStorage):
+    """Memory that is called in a thread, as a storage that may block."""
+
+    fast = None
+
+
+def threaded() -> list[Namespace]:
+    """Namespaces whose commands wait for their storage."""
+    return [
+        Namespace(Threaded(256 * KIB)),
+        Namespace(Threaded(64 * KIB), 512, 8, tracked=True, protection=Protection(1)),
+        Namespace(Threaded(8 * ZONE), zoned=ZoneLayout(ZONE, most_active=5, most_open=3)),
+        Namespace(VolatileStorage(Threaded(64 * KIB)), 4096, 8, extended=True),
+    ]
+
+
 def plain() -> list[Namespace]:
     """Blocks of every format: with metadata apart and behind, with every type of protection, and tracked."""
     return [
@@ -54,8 +70,11 @@ def placed() -> list[Namespace]:
     ]
 
 
-def subsystem(*, with_zones: bool) -> Subsystem:
+def subsystem(*, with_zones: bool, in_threads: bool = False) -> Subsystem:
     """All of them: zones and data placement do not go together."""
-    spaces = [*plain(), *zoned()] if with_zones else [*placed(), Namespace(RamStorage(64 * KIB), 512, 8)]
-    placement = None if with_zones else PlacementLayout(handles=4, groups=2, unit=64 * KIB)
+    if in_threads:
+        spaces = [*threaded(), *zoned()]
+    else:
+        spaces = [*plain(), *zoned()] if with_zones else [*placed(), Namespace(RamStorage(64 * KIB), 512, 8)]
+    placement = None if with_zones or in_threads else PlacementLayout(handles=4, groups=2, unit=64 * KIB)
     return Subsystem(*spaces, most_namespaces=MOST_NAMESPACES, pool=RamPool(POOL), placement=placement)

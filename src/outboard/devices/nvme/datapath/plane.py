@@ -42,14 +42,9 @@ from outboard.devices.nvme.datapath.records import (
     PL_BAD,
     PL_BURST,
     PL_CLASSES,
-    PL_DOZE,
-    PL_GRACE,
-    PL_INLINE,
     PL_LONGEST_NAP,
-    PL_NAP,
     PL_POLLED,
     PL_QUEUE_COUNT,
-    PL_SPIN,
     PL_WATCH_COUNT,
     PL_WEIGHTED,
     SQ_BASE,
@@ -59,7 +54,7 @@ from outboard.devices.nvme.datapath.records import (
 from outboard.devices.nvme.datapath.spaces import describe
 from outboard.devices.nvme.datapath.tuning import Tuning
 from outboard.devices.nvme.datapath.waiting import Waiting
-from outboard.devices.nvme.datapath.workspace import Workspace
+from outboard.devices.nvme.datapath.workspace import MICROSECOND, Workspace
 from outboard.devices.nvme.feature_values import Features
 from outboard.devices.nvme.namespace import Namespace
 from outboard.devices.nvme.queues import CompletionQueue, SubmissionQueue
@@ -71,8 +66,6 @@ from outboard.native.poller import CONTROL, NOTICE_FD, NOTICED, STOP, Poller
 from outboard.native.translation import READ, WRITE
 from outboard.native.words import Block, Record
 from outboard.storage.fast import Descriptor, fast_of
-
-MICROSECOND = 1_000
 
 
 class DataPlane:
@@ -134,13 +127,7 @@ class DataPlane:
         self._control = Block(CONTROL)
         self._control[NOTICE_FD], self._control[NOTICED] = -1, 1
         for workspace in self.workspaces:
-            record = workspace.record
-            record[PL_INLINE] = int(self.inline)
-            record[PL_SPIN], record[PL_GRACE] = (
-                tuning.spin * MICROSECOND,
-                0 if self.inline else tuning.grace * MICROSECOND,
-            )
-            record[PL_NAP], record[PL_DOZE] = tuning.nap * MICROSECOND, tuning.doze * MICROSECOND
+            workspace.tune(tuning)
         self.set_polled(False)
         memory.users.append(self._rearranged)
 

@@ -36,7 +36,11 @@ def describe(record: Record, space: Namespace, *, slow: int, durable: bool, file
     describe_blocks(record, space)
     record[NS_ADDRESS], record[NS_ALIGNMENT] = 0, 1
     record[NS_DURABLE], record[NS_SLOW] = int(durable), slow
+    needed = space.metadata_offset + space.blocks * space.metadata
     match fast_of(space.storage):
+        # It was taken away by whoever owns it: the storage's methods say so, memory would not.
+        case Memory(size=size) if size < needed:
+            record[NS_KIND] = BY_SLOW_LANE
         case Memory(address=address) if space.metadata and address % CACHE_LINE == 0:
             record[NS_KIND], record[NS_ADDRESS] = BESIDE, address
             record[NS_METADATA_AT] = address + space.metadata_offset

@@ -36,13 +36,17 @@ from outboard.devices.nvme.datapath.records import (
     PL_CQS,
     PL_CURSOR,
     PL_DIVERTED,
+    PL_DOZE,
     PL_FREE,
+    PL_GRACE,
     PL_HELD,
     PL_IN_FLIGHT,
+    PL_INLINE,
     PL_INTERRUPTS,
     PL_MDTS,
     PL_NAMESPACE_COUNT,
     PL_NAMESPACES,
+    PL_NAP,
     PL_NAPS,
     PL_OPERATIONS,
     PL_QUEUE_COUNT,
@@ -52,6 +56,7 @@ from outboard.devices.nvme.datapath.records import (
     PL_SEGMENTS,
     PL_SLOTS,
     PL_SLOW,
+    PL_SPIN,
     PL_STAGED,
     PL_STAGED_METADATA,
     PL_TABLE,
@@ -71,6 +76,7 @@ from outboard.devices.nvme.datapath.records import (
     WATCH_RECORD,
     WATCH_SEEN,
 )
+from outboard.devices.nvme.datapath.tuning import Tuning
 from outboard.devices.nvme.namespace import FORMATS
 from outboard.devices.nvme.spec import PAGE
 from outboard.errors import SetupError
@@ -83,6 +89,8 @@ log = logging.getLogger(__name__)
 
 RETURNING = struct.Struct("=4q")
 """A completion on its way back, as in `records`: BACK_SQ, BACK_CID, BACK_STATUS, BACK_RESULT."""
+
+MICROSECOND = 1_000
 
 MOST_SEGMENTS = 1024
 """Segments one system call takes (IOV_MAX)."""
@@ -151,6 +159,18 @@ class Workspace:
         ):
             self.record[field] = value
         self._vector = min(segments, MOST_SEGMENTS)
+
+    def tune(self, tuning: Tuning) -> None:
+        """Serve the queues as ``tuning`` says."""
+        inline = tuning.pollers == 0
+        for field, value in (
+            (PL_INLINE, int(inline)),
+            (PL_SPIN, tuning.spin * MICROSECOND),
+            (PL_GRACE, 0 if inline else tuning.grace * MICROSECOND),
+            (PL_NAP, tuning.nap * MICROSECOND),
+            (PL_DOZE, tuning.doze * MICROSECOND),
+        ):
+            self.record[field] = value
 
     def open(self) -> None:
         """Get a ring from the kernel, for files."""

@@ -5,6 +5,7 @@ Format NVM completes when the namespaces are formatted. The other two begin some
 
 from typing import TYPE_CHECKING
 
+from outboard.devices.nvme import layouts
 from outboard.devices.nvme.command import Command
 from outboard.devices.nvme.command_set import (
     ALONE,
@@ -13,10 +14,17 @@ from outboard.devices.nvme.command_set import (
     CHANGES_NAMESPACE,
     AdminCommand,
 )
-from outboard.devices.nvme.management.sanitizing import Request
+from outboard.devices.nvme.management.sanitizing import CAPABILITIES, Request
 from outboard.devices.nvme.management.setting import Setting
 from outboard.devices.nvme.namespace import Namespace
-from outboard.devices.nvme.spec import BROADCAST, AdminOpcode, SanitizeAction, SelfTest, SelfTestResult
+from outboard.devices.nvme.spec import (
+    BROADCAST,
+    AdminOpcode,
+    PersistentEvent,
+    SanitizeAction,
+    SelfTest,
+    SelfTestResult,
+)
 from outboard.devices.nvme.status import CommandFailed, Status
 
 if TYPE_CHECKING:
@@ -59,6 +67,8 @@ def format_nvm(state: "State", command: Command) -> None:
     if spaces:
         setting.check_placed(spaces, state.subsystem.placement, location=40)
     state.subsystem.self_tests.abort_for([space.nsid for space in spaces], SelfTestResult.FORMATTED)
+    start = layouts.FORMAT_START_EVENT.encode(nsid=command.nsid, fna=FORMAT_ATTRIBUTES, cdw10=dword)
+    state.remember(PersistentEvent.FORMAT_START, start)
     state.events.defer(command.cid, state.subsystem.formatting.begin(spaces, setting))
 
 
@@ -86,6 +96,10 @@ def sanitize(state: "State", command: Command) -> int:
         for space in subsystem.namespaces.values():
             _check_free(space)
     subsystem.self_tests.abort(SelfTestResult.SANITIZED)
+    start = layouts.SANITIZE_START_EVENT.encode(
+        sanicap=CAPABILITIES, cdw10=command.cdw10, cdw11=command.cdw11
+    )
+    state.remember(PersistentEvent.SANITIZE_START, start)
     sanitizing.begin(request)
     return 0
 

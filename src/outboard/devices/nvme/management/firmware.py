@@ -83,6 +83,10 @@ class Firmware:
         """What the controller says it runs."""
         return self._slots.get(self.active, built_in)
 
+    def revision_in(self, slot: int, built_in: str) -> str:
+        """What a slot holds; nothing if it is empty."""
+        return built_in if slot == 1 else self._slots.get(slot, "")
+
     def download(self, cntlid: int, offset: int, part: bytes) -> None:
         """A part of an image came. Raises `CommandFailed` (Overlapping Range)."""
         parts = self._parts.setdefault(cntlid, {})
@@ -99,17 +103,16 @@ class Firmware:
 
         Raises `CommandFailed` (Invalid Firmware Image or Slot).
         """
+        if slot == 1:
+            raise CommandFailed(Status.INVALID_FIRMWARE_SLOT, "slot 1 is read only", location=40)
         slot = slot or next(n for n in range(SLOTS, 1, -1) if n != self.active)
-        image = self._image(cntlid)
-        revision = revision_of(image)
+        # What is no image is of no use, and in the way of what is downloaded next.
+        revision = revision_of(_image(self._parts.pop(cntlid, {})))
         if revision is None:
             raise CommandFailed(
                 Status.INVALID_FIRMWARE_IMAGE, "an image begins with a line: outboard-firmware REVISION"
             )
-        if slot == 1:
-            raise CommandFailed(Status.INVALID_FIRMWARE_SLOT, "slot 1 is read only", location=40)
         self._slots[slot] = revision
-        self._parts.pop(cntlid, None)
         self._keep()
         return slot
 
@@ -160,17 +163,6 @@ class Firmware:
             if state.events.finish(OPERATION):
                 state.wake()
 
-    def _image(self, cntlid: int) -> bytes:
-        """The parts in order, from the beginning to the first gap; all of them, or none."""
-        image = bytearray()
-        for offset, part in sorted(self._parts.get(cntlid, {}).items()):
-            if offset != len(image):
-                raise CommandFailed(
-                    Status.INVALID_FIRMWARE_IMAGE, f"bytes {len(image):#x} to {offset:#x} of the image lack"
-                )
-            image += part
-        return bytes(image)
-
     def _keep(self) -> None:
         self._subsystem.keep(
             SECTION,
@@ -181,6 +173,18 @@ class Firmware:
                 "activating": self._activating,
             },
         )
+
+
+def _image(parts: dict[int, bytes]) -> bytes:
+    """The parts in order. Raises `CommandFailed` if there is a gap."""
+    image = bytearray()
+    for offset, part in sorted(parts.items()):
+        if offset != len(image):
+            raise CommandFailed(
+                Status.INVALID_FIRMWARE_IMAGE, f"bytes {len(image):#x} to {offset:#x} of the image lack"
+            )
+        image += part
+    return bytes(image)
 
 
 def _revision(name: str) -> str:

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 
 from outboard.devices.nvme.command import Command
 from outboard.devices.nvme.command_set import CHANGES_CONTROLLER, AdminCommand
+from outboard.devices.nvme.layouts import FIRMWARE_COMMIT_EVENT
 from outboard.devices.nvme.management.firmware import GRANULARITY, MOST_BYTES, OPERATION, SLOTS
-from outboard.devices.nvme.spec import AdminOpcode, CommitAction
+from outboard.devices.nvme.spec import AdminOpcode, CommitAction, PersistentEvent
 from outboard.devices.nvme.status import CommandFailed, Status
 from outboard.devices.nvme.transfer import deliver, fetch
 
@@ -39,7 +40,28 @@ def firmware_download(state: "State", command: Command) -> int:
 
 
 def firmware_commit(state: "State", command: Command) -> int | None:
-    """Execute Firmware Commit: what was downloaded goes into a slot, or what is there becomes active."""
+    """Execute Firmware Commit, and remember how it ended."""
+    status = Status.SUCCESS
+    try:
+        return _commit(state, command)
+    except CommandFailed as failure:
+        status = failure.status
+        raise
+    finally:
+        firmware, built_in, slot = state.subsystem.firmware, state.identity.firmware, command.cdw10 & 7
+        event = FIRMWARE_COMMIT_EVENT.encode(
+            old=firmware.revision(built_in).encode().ljust(8),
+            new=firmware.revision_in(slot, built_in).encode().ljust(8),
+            action=command.cdw10 >> 3 & 7,
+            slot=slot,
+            status_code_type=status >> 8,
+            status_code=status & 0xFF,
+        )
+        state.remember(PersistentEvent.FIRMWARE_COMMIT, event)
+
+
+def _commit(state: "State", command: Command) -> int | None:
+    """What was downloaded goes into a slot, or what is there becomes active."""
     firmware, cntlid = state.subsystem.firmware, state.identity.cntlid
     slot, action = command.cdw10 & 7, command.cdw10 >> 3 & 7
     if action not in CommitAction.__members__.values():

@@ -9,11 +9,13 @@ import logging
 from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from outboard.devices.nvme import layouts
 from outboard.devices.nvme.management.background import Interrupted, Operation, Step, Steps
 from outboard.devices.nvme.management.erasing import erase
 from outboard.devices.nvme.management.setting import Setting
 from outboard.devices.nvme.namespace import Namespace
-from outboard.devices.nvme.status import Status
+from outboard.devices.nvme.spec import BROADCAST, PersistentEvent
+from outboard.devices.nvme.status import Status, status_field
 from outboard.errors import StorageError
 
 if TYPE_CHECKING:
@@ -68,10 +70,18 @@ class Formatting:
         return name
 
     def _steps(self, operation: Operation, spaces: Sequence[Namespace], setting: Setting) -> Steps:
-        status = Status.SUCCESS
+        status, left = Status.SUCCESS, 0
         for space in spaces:
             failure = yield from self._format(operation, space, setting)
-            status = status or failure
+            status, left = status or failure, max(left, space.unformatted)
+            space.unformatted = 0
+        completion = layouts.FORMAT_COMPLETION_EVENT.encode(
+            nsid=spaces[0].nsid if len(spaces) == 1 else BROADCAST,
+            smallest_progress=left,
+            failed=bool(status),
+            status=status_field(status) if status else 0,
+        )
+        self._subsystem.remember(PersistentEvent.FORMAT_COMPLETION, completion)
         del self._under_way[operation.name]
         self._write()
         for state in self._subsystem.controllers.values():
@@ -91,6 +101,10 @@ class Formatting:
 
         try:
             yield from erase(space.storage, told)
+            setting.apply(space)
+            space.was_erased()
+            if space.zones is not None:
+                yield space.storage.flush  # the zones as they are now
         except Interrupted:
             return Status.INVALID_NAMESPACE
         except StorageError as error:
@@ -100,13 +114,11 @@ class Formatting:
             log.error("namespace %d could not be formatted", space.nsid, exc_info=error)
             status = Status.INTERNAL_ERROR
         else:
-            setting.apply(space)
-            space.was_erased()
             self._subsystem.relocate(space)
             self._subsystem.keep(f"uncorrectable/{space.nsid}", [])
             self._subsystem.inventory.note(space)
         operation.target = None
-        space.barred, space.unformatted = None, 0
+        space.barred = None
         self._subsystem.reconfigure(space.nsid)
         for state in self._subsystem.states_of(space.nsid):
             if operation.name not in state.events.deferred.values():

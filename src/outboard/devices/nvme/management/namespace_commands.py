@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 
 from outboard.devices.nvme.command import Command
 from outboard.devices.nvme.command_set import CHANGES_INVENTORY, CHANGES_NAMESPACE, AdminCommand
-from outboard.devices.nvme.layouts import NAMESPACE_MANAGEMENT
+from outboard.devices.nvme.layouts import CHANGE_NAMESPACE_EVENT, NAMESPACE_MANAGEMENT
 from outboard.devices.nvme.management.setting import Setting
 from outboard.devices.nvme.namespace import ANA_GROUPS, Namespace
-from outboard.devices.nvme.spec import BROADCAST, AdminOpcode, Csi
+from outboard.devices.nvme.placement import ENDURANCE_GROUP
+from outboard.devices.nvme.spec import BROADCAST, AdminOpcode, Csi, PersistentEvent
 from outboard.devices.nvme.status import CommandFailed, Status
 from outboard.devices.nvme.transfer import fetch
-from outboard.errors import StorageError
+from outboard.errors import DefinitionError, StorageError
 
 if TYPE_CHECKING:
     from outboard.devices.nvme.state import State
@@ -83,8 +84,8 @@ def _create(state: "State", command: Command) -> int:
     group = int(wanted["anagrpid"])
     if group > ANA_GROUPS:
         raise CommandFailed(Status.ANA_GROUP_INVALID, f"there is no ANA group {group}")
-    if wanted["nvmsetid"] or wanted["endgid"]:
-        raise CommandFailed(Status.INVALID_FIELD, "there are no NVM sets and no endurance groups to choose")
+    if wanted["nvmsetid"] or wanted["endgid"] not in (0, ENDURANCE_GROUP):
+        raise CommandFailed(Status.INVALID_FIELD, "there are no NVM sets, and one endurance group")
     nsid = subsystem.free_identifier
     if nsid == 0:
         raise CommandFailed(
@@ -108,7 +109,13 @@ def _create(state: "State", command: Command) -> int:
     subsystem.forget(nsid)
     # Noted as attached to none: it is there before any controller may have it.
     subsystem.inventory.note(space, attached=True)
-    subsystem.add(space, nsid)
+    try:
+        subsystem.add(space, nsid)
+    except DefinitionError as error:
+        subsystem.inventory.forget(nsid)
+        subsystem.pool.delete(nsid)
+        raise CommandFailed(Status.INVALID_PLACEMENT_HANDLE_LIST, str(error)) from error
+    _remember(state, command, space)
     return nsid
 
 
@@ -131,7 +138,22 @@ def _delete(state: "State", command: Command) -> int:
             )
     for space in spaces:
         subsystem.remove(space.nsid, but=state.identity.cntlid)
+        _remember(state, command, space)
     return 0
+
+
+def _remember(state: "State", command: Command, space: Namespace) -> None:
+    event = CHANGE_NAMESPACE_EVENT.encode(
+        cdw10=command.cdw10,
+        nsze=space.blocks,
+        ncap=space.blocks,
+        flbas=space.format | space.extended << 4,
+        dps=space.protection.dps if space.protection else 0,
+        nmic=int(space.shared),
+        anagrpid=space.ana_group,
+        nsid=space.nsid,
+    )
+    state.remember(PersistentEvent.CHANGE_NAMESPACE, event)
 
 
 def _allocated(subsystem: "Subsystem", nsid: int) -> Namespace:

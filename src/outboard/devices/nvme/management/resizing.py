@@ -5,6 +5,8 @@ All of this is done while nobody uses the namespace.
 
 from outboard.devices.nvme.management.pool import Pool
 from outboard.devices.nvme.namespace import Namespace
+from outboard.devices.nvme.zone_layout import MOST_ZONES
+from outboard.devices.nvme.zone_storage import ZonedStorage
 from outboard.errors import StorageError
 from outboard.storage import Resizable, Storage
 
@@ -17,11 +19,16 @@ def resize(space: Namespace, size: int, pool: Pool | None = None) -> None:
 
     Raises `StorageError` if the storage has one size only, or there is no room, or not one block fits.
     """
-    storage = space.storage
+    storage, zones = space.storage, space.zones
+    if isinstance(storage, ZonedStorage):
+        storage = storage.below
     if not isinstance(storage, Resizable):
         raise StorageError(f"a {type(storage).__name__} has one size only: it has no method resize")
-    if size < space.block_size + space.metadata:
+    blocks = size // (space.block_size + space.metadata)
+    if blocks < 1:
         raise StorageError(f"{size} bytes hold no block of namespace {space.nsid}")
+    if zones is not None and not 1 <= blocks // zones.geometry.size <= MOST_ZONES:
+        raise StorageError(f"{size} bytes hold no zone of namespace {space.nsid}, or too many")
     before = storage.size
     charged = pool if space.created else None
     if charged is not None:
@@ -44,7 +51,11 @@ def follow(space: Namespace, size: int | None = None) -> None:
     """Use ``size`` bytes of the storage of ``space`` from now on, or all it has; metadata moves along."""
     storage, old = space.storage, space.metadata_offset
     kept = space.blocks
+    zones = len(space.zones.zones) if space.zones is not None else 0
     space.measure(size)
+    if isinstance(storage, ZonedStorage):
+        storage.resized(zones)
+    space.uncorrectable.remove(space.blocks, max(kept, space.blocks))
     if space.deallocated is not None:
         space.deallocated.add(kept, max(kept, space.blocks))
         space.deallocated.remove(space.blocks, max(kept, space.blocks))

@@ -17,7 +17,7 @@ from outboard.devices.nvme.events import SANITIZE_COMPLETED
 from outboard.devices.nvme.management.background import Interrupted, Operation, Step, Steps
 from outboard.devices.nvme.management.erasing import Told, erase, overwrite
 from outboard.devices.nvme.namespace import Namespace
-from outboard.devices.nvme.spec import AdminOpcode, LogId, SanitizeAction, SanitizeStatus
+from outboard.devices.nvme.spec import AdminOpcode, LogId, PersistentEvent, SanitizeAction, SanitizeStatus
 from outboard.devices.nvme.status import CommandFailed, Status
 from outboard.errors import StorageError
 
@@ -221,8 +221,11 @@ class Sanitizing:
         if status == SanitizeStatus.COMPLETED:
             for space in spaces:
                 space.was_erased(deallocated=not self.request.keeps)
+                self._subsystem.relocate(space)
                 self._subsystem.keep(f"uncorrectable/{space.nsid}", [])
         self._become(status)
+        completion = layouts.SANITIZE_COMPLETION_EVENT.encode(sprog=self.progress, sstat=self._sstat)
+        self._subsystem.remember(PersistentEvent.SANITIZE_COMPLETION, completion)
         for state in self._subsystem.controllers.values():
             state.report(SANITIZE_COMPLETED)
 
@@ -230,19 +233,32 @@ class Sanitizing:
         request = self.request
         for pattern in request.patterns():
             yield partial(_overwrite, pattern)
-        if request.action != SanitizeAction.OVERWRITE or not request.keeps:
-            yield lambda space, told: erase(space.storage, told, keep=request.keeps)
+        zoned = any(space.zones is not None for space in self._subsystem.namespaces.values())
+        if not request.passes or not request.keeps or zoned:
+            yield self._erased
+
+    def _erased(self, space: Namespace, told: Told) -> Iterator[Step]:
+        """Zeros; not where a pattern is to stay, and may: in zones that are empty there can be none."""
+        if self.request.passes and self.request.keeps and space.zones is None:
+            return iter(())
+        return erase(space.storage, told, keep=self.request.keeps)
+
+    @property
+    def _sstat(self) -> int:
+        """SSTAT: how it stands, the passes that are done, whether nothing was written since."""
+        spaces = self._subsystem.namespaces.values()
+        erased = self.status == SanitizeStatus.COMPLETED and all(space.erased for space in spaces)
+        return self.status | self.passes_done << 3 | erased * GLOBAL_DATA_ERASED
 
     def log(self) -> bytes:
         """The Sanitize Status log page."""
         spaces = self._subsystem.namespaces.values()
         size = sum(space.storage.size for space in spaces)
         writing = min(1 + size // BYTES_A_SECOND, LONGEST_TIME)
-        everything_erased = self.status == SanitizeStatus.COMPLETED and all(space.erased for space in spaces)
         erase_time = 1 if all(space.storage.discard_zeroes for space in spaces) else writing
         return layouts.SANITIZE_LOG.encode(
             sprog=self.progress,
-            sstat=self.status | self.passes_done << 3 | (GLOBAL_DATA_ERASED if everything_erased else 0),
+            sstat=self._sstat,
             scdw10=self.request.dword10,
             overwrite_time=min(16 * writing, LONGEST_TIME),
             block_erase_time=erase_time,

@@ -62,7 +62,7 @@ class Setting:
     def check_placed(
         self, spaces: Sequence[Namespace], placement: Placement | None, location: int | None = None
     ) -> None:
-        """Raise `CommandFailed` (Invalid Format) if there are no handles for data placement in such blocks.
+        """Raise `CommandFailed` if there are no handles for data placement in such blocks.
 
         They are for ``spaces``, which get another format; or, if there are none, for one that is new.
         """
@@ -74,7 +74,8 @@ class Setting:
             for handles in [space.placement_handles for space in changed] or [()]:
                 placement.choose(handles, block_size, changed)
         except DefinitionError as error:
-            raise CommandFailed(Status.INVALID_FORMAT, str(error), location=location) from error
+            status = Status.INVALID_FORMAT if spaces else Status.INVALID_PLACEMENT_HANDLE_LIST
+            raise CommandFailed(status, str(error), location=location) from error
 
     def blocks(self, size: int) -> int:
         """How many blocks a storage of ``size`` bytes has."""
