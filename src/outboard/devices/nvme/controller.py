@@ -277,9 +277,11 @@ class Controller:
         for _ in range(BATCH):
             if not self.enabled or len(self.state.outstanding) >= OUTSTANDING:
                 return IDLE
-            waiter = waiting.pop(time.monotonic_ns())
+            now = time.monotonic_ns()
+            waiter = waiting.pop(now)
             if waiter is None:
-                return max(waiting.due_in(time.monotonic_ns()), IDLE)
+                # By the same clock: what becomes due in between would be neither taken nor waited for.
+                return max(waiting.due_in(now), IDLE)
             # It is no second of a fused pair: those do not wait.
             self.execute_alone(waiter[0], Command.decode(waiter[1]))
         return MORE

@@ -8,6 +8,7 @@ import pytest
 
 from outboard.devices.nvme import Namespace, Nvme, Protection, Qos, Subsystem
 from outboard.devices.nvme.command import Command
+from outboard.devices.nvme.controller import Progress
 from outboard.devices.nvme.datapath import held, limits, loop, waiting
 from outboard.devices.nvme.datapath.limits import SAVED
 from outboard.devices.nvme.datapath.plane import DataPlane
@@ -66,8 +67,11 @@ class Clock:
     """The clock of loops that are not compiled, and of Python."""
 
     now: int = SECOND
+    step: int = 0
+    """How much later it is at every look."""
 
     def __call__(self) -> int:
+        self.now += self.step
         return self.now
 
     monotonic_ns = __call__
@@ -152,6 +156,28 @@ def test_controllers_that_share_a_namespace_share_its_limit_by_turns(clock: Cloc
     assert abs(done[0] - done[1]) <= 20
     for bench in benches:
         bench.close()
+
+
+@pytest.mark.parametrize("in_python", [False, True], ids=["loop", "Python"])
+@pytest.mark.parametrize("step", [1_000, 300_000, 700_000, 1_900_000])
+def test_what_becomes_due_while_it_is_looked_at_is_not_forgotten(
+    clock: Clock, step: int, in_python: bool
+) -> None:
+    bench = plain_bench(limited(Qos(iops=1000)))
+    pair = bench.driver.enable().create_queue_pair(1, entries=64)
+    if in_python:
+        leave_to_python(bench.device.plane)
+    count = SAVED * 1000 // SECOND + 8
+    for _ in range(count):
+        pair.submit(read(pair))
+    pair.ring()
+    clock.step = step
+    done = 0
+    while done < count:
+        again = bench.device.controller.process() is not Progress.IDLE or bench.device.controller.deferred > 0
+        done += len(pair.poll())
+        assert again or done == count, "nobody would have looked again"
+    bench.close()
 
 
 @pytest.mark.point("T03")
@@ -433,7 +459,7 @@ def test_a_poller_wakes_when_a_command_is_due(make_live: MakeLive) -> None:  # n
 
 
 @pytest.mark.usefixtures("files")
-@pytest.mark.parametrize("pollers", [1])
+@pytest.mark.parametrize("pollers", [0, 1])
 def test_a_file_may_be_limited(tmp_path: Path, pollers: int, lane: str) -> None:
     storage = open_file(tmp_path / "disk", SIZE)
     bench = LiveBench(Nvme(limited(Qos(iops=1000), storage), tuning=tuning(lane, pollers)))

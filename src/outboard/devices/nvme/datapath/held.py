@@ -26,6 +26,7 @@ from outboard.devices.nvme.datapath.records import (
     PL_DUE,
     PL_LANE_COUNT,
     PL_LANES,
+    PL_LOOKED,
     PL_OPERATIONS,
     READ_BESIDE,
     READ_MEMORY,
@@ -53,6 +54,7 @@ def serve_held(control: int, plane: int) -> int:
         while message != 0 and served < limit:
             if now == 0:
                 now = monotonic_ns()
+                store64(plane + PL_LOOKED, now)
             if due(lane, message, now) > now or execute(control, plane, lane, message) == 0:
                 break
             store64(lane + LANE_DUE, 0)
@@ -77,14 +79,16 @@ def due(lane: int, message: int, now: int) -> int:
 def due_in(plane: int, now: int) -> int:
     """In how many nanoseconds a command is due; `NEVER` if nothing waits for its time.
 
-    What is due already waits for something else.
+    What was due when it was looked at waits for something else. What has become due since does not.
     """
+    looked = load64(plane + PL_LOOKED)
     soonest = NEVER
     for number in range(load64(plane + PL_LANE_COUNT)):
         lane = load64(plane + PL_LANES) + number * LANE_RECORD
-        left = load64(lane + LANE_DUE) - now
-        if left > 0 and (soonest == NEVER or left < soonest):
-            soonest = left
+        first_due = load64(lane + LANE_DUE)
+        if first_due > looked:
+            left = max(first_due - now, 1)
+            soonest = left if soonest == NEVER else min(soonest, left)
     return soonest
 
 

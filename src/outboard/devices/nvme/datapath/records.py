@@ -98,6 +98,9 @@ PL_LANES, PL_LANE_COUNT, PL_DUE, PL_HELD, PL_BUSY, PL_BUSY_SINCE = offsets(6, st
 """The lanes of commands that wait for their time, and how many; whether one of them is executed now; how many
 have waited; nanoseconds in which commands were executed, and since when some are in flight below."""
 
+PL_LOOKED = 240
+"""When the lanes were looked at last: what was due then waits for something else than its time."""
+
 PL_WEIGHTED, PL_CLASS = offsets(2, start=432)
 """Whether arbitration is weighted, and then the class that was served last."""
 
