@@ -46,6 +46,9 @@ bench: $(READY)  ## run every benchmark in its quick form, one table each
 
 tables: $(READY)  ## measure at length, on a quiet machine, what the documentation shows
 	$(BIN)/python bench/data_plane.py --markdown --svg docs/_static/data_plane.svg > $(MEASURED)/data_plane.md
+	$(BIN)/python bench/protection.py --markdown > $(MEASURED)/protection.md
+	$(BIN)/python bench/qos.py --markdown > $(MEASURED)/qos.md
+	$(BIN)/python bench/zones.py --markdown > $(MEASURED)/zones.md
 	$(BIN)/python bench/growth.py --markdown > $(MEASURED)/growth.md
 	$(BIN)/python bench/startup.py --markdown > $(MEASURED)/startup.md
 	$(BIN)/python bench/idle.py --markdown > $(MEASURED)/idle.md

@@ -12,6 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from harness.cores import StolenTime, circumstances
 from harness.report import Table, number
 from harness.servers import bench, end_servers_when_killed, fill, serving
 from outboard.native.crc import crc16, crc64
@@ -74,7 +75,8 @@ def main() -> None:
         return
     end_servers_when_killed()
     seconds = options.seconds or (0.5 if options.quick else 3.0)
-    found = measure(options.runs or (3 if options.quick else 5), seconds)
+    runs, stolen = options.runs or (3 if options.quick else 5), StolenTime()
+    found = measure(runs, seconds)
     rows = []
     for (rw, depth), (plain, *others) in found.items():
         row = [f"RAM 4k {rw}", str(depth), number(statistics.median(plain))]
@@ -86,6 +88,7 @@ def main() -> None:
     print(Table(headings, rows).printed(markdown=options.markdown))
     speeds = [f"{speed(width, 0.3) / 1e9:.1f}" for width in (16, 64)]
     print(f"Checks of 4 KiB in the cache, one processor: {speeds[0]} GB/s of 16 bits, {speeds[1]} of 64.")
+    print(circumstances(stolen, runs, seconds))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from harness.report import Table, number, size_name, three_digits
+from harness.cores import StolenTime, circumstances
+from harness.report import Table, number, size_name
 from harness.servers import bench, end_servers_when_killed, serving
 
 # More than is written in a run: a write that would wrap is none in a zone that is full.
@@ -28,7 +29,7 @@ def main() -> int:
     parser.add_argument("--markdown", action="store_true", help="print it for the documentation")
     options = parser.parse_args()
     end_servers_when_killed()
-    rows = []
+    rows, stolen = [], StolenTime()
     with tempfile.TemporaryDirectory() as folder:
         for rw, bs, qd in CELLS:
             found = []
@@ -41,9 +42,10 @@ def main() -> int:
                 found.append(statistics.median(runs))
             plain, zoned = found
             access = f"{rw} {size_name(bs)}, depth {qd}"
-            rows.append((access, number(plain), number(zoned), three_digits(zoned / plain)))
+            rows.append((access, number(plain), number(zoned), f"{zoned / plain:.1%}"))
     table = Table(("access", "without zones, /s", "with zones, /s", "ratio"), rows)
     print(table.printed(markdown=options.markdown))
+    print(circumstances(stolen, options.runs, options.seconds))
     return 0
 
 

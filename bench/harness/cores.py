@@ -1,6 +1,7 @@
 """Processors: who runs on which, and what the machine below takes away from all of them."""
 
 import os
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -46,6 +47,16 @@ class StolenTime:
 
     def _read(self) -> list[int]:
         return [int(number) for number in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+
+
+def circumstances(stolen: StolenTime, runs: int, seconds: float) -> str:
+    """A sentence for below a table: where, when and how it was measured."""
+    today = time.strftime("%Y-%m-%d", time.gmtime())
+    measured = f"medians of {runs} runs" if runs > 1 else "one run"
+    return (
+        f"{processor_name()}, {today}: {measured} of {seconds:g} s; "
+        f"{stolen.percent():.1f} % of the time was stolen by other machines."
+    )
 
 
 def processor_name() -> str:
