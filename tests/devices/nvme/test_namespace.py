@@ -4,7 +4,7 @@ import struct
 
 import pytest
 
-from outboard.devices.nvme import Namespace, Nvme, Protection
+from outboard.devices.nvme import Namespace, Nvme, Protection, Qos
 from outboard.devices.nvme.layouts import IDENTIFY_NAMESPACE
 from outboard.devices.nvme.saved_state import restore, save
 from outboard.devices.nvme.spec import PAGE, Cns, IoOpcode
@@ -101,3 +101,11 @@ def test_a_controller_with_other_protection_does_not_go_on_from_a_saved_state(ot
     one = Nvme(Namespace(RamStorage(SIZE), metadata=8, protection=Protection()))
     with pytest.raises(StateError, match="the same namespaces"):
         restore(Nvme(other).state, save(one.state))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"iops": -1}, {"iops": 10_000_001}, {"read_bytes_per_second": 100_000_000_001}]
+)
+def test_a_limit_that_cannot_be_is_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(DefinitionError, match=next(iter(wrong))):
+        Qos(**wrong)

@@ -185,6 +185,7 @@ class Subsystem:
         with self.turn:
             space, state = self.namespaces[nsid], self.controllers[cntlid]
             space.attached.add(cntlid)
+            space.limits.reach(state.limits.transfer)
             self.ana.changed(cntlid, space.ana_group)
             if space.csi in state.command_sets:
                 state.namespaces[nsid] = space

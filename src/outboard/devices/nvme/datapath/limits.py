@@ -16,6 +16,9 @@ from outboard.native.words import Block, offsets
 COMMANDS, BYTES, READ_COMMANDS, READ_BYTES, WRITE_COMMANDS, WRITE_BYTES = offsets(6)
 """Limits, a second; 0: none."""
 
+MOST = 48
+"""Bytes that a command may move at most: one that names more fails, and costs as much as one without data."""
+
 CLOCKS = 64
 """Their clocks begin here, in the same order: nanoseconds of the monotonic clock."""
 
@@ -42,18 +45,19 @@ def direction(opcode: int) -> int:
 
 
 @jitable
-def bytes_moved(entry: int, shift: int) -> int:
+def bytes_moved(limits: int, entry: int, shift: int) -> int:
     """How many bytes the command at ``entry`` moves between the host and blocks of ``1 << shift`` bytes."""
     opcode = load64(entry) & 0xFF
     if opcode in (READ, WRITE, COMPARE, ZONE_APPEND):
-        return ((load64(entry + 48) & 0xFFFF) + 1) << shift
+        size = ((load64(entry + 48) & 0xFFFF) + 1) << shift
+        return size if size <= load64(limits + MOST) else 0
     return 0
 
 
 @jitable
 def ticket(limits: int, entry: int, shift: int, now: int) -> int:
     """When the command at ``entry``, of our own memory, is due: it pays now, and may be executed then."""
-    size = bytes_moved(entry, shift)
+    size = bytes_moved(limits, entry, shift)
     own = WRITE_COMMANDS if direction(load64(entry) & 0xFF) == WRITES else READ_COMMANDS
     due = max(_pay(limits + COMMANDS, 1, now), _pay(limits + BYTES, size, now))
     return max(due, max(_pay(limits + own, 1, now), _pay(limits + own + 8, size, now)))
@@ -72,7 +76,7 @@ def _pay(limit: int, units: int, now: int) -> int:
 @jitable
 def refund(limits: int, entry: int, shift: int) -> int:
     """Take back the ticket of a command that will not use it."""
-    size = bytes_moved(entry, shift)
+    size = bytes_moved(limits, entry, shift)
     own = WRITE_COMMANDS if direction(load64(entry) & 0xFF) == WRITES else READ_COMMANDS
     _pay_back(limits + COMMANDS, 1)
     _pay_back(limits + BYTES, size)
@@ -100,6 +104,10 @@ class Limits:
         self.address = self._block.address
         self.active = False
         self.changes = 0
+
+    def reach(self, most: int) -> None:
+        """A controller has the namespace that moves up to ``most`` bytes by one command."""
+        self._block[MOST] = max(self._block[MOST], most)
 
     def set(self, qos: Qos | None) -> None:
         """Have these limits from now on; tickets that were taken before are void."""
