@@ -85,7 +85,7 @@ SESSIONS: dict[str, list[str]] = {
     ],
     "features": [
         *(f"nvme get-feature /dev/nvme0 -f {fid} -s {way} -H" for fid in (1, 2, 4, 6) for way in range(4)),
-        *(f"nvme get-feature /dev/nvme0 -f {fid} -H" for fid in (7, 8, 9, 10, 11, 12, 14, 15, 16, 22)),
+        *(f"nvme get-feature /dev/nvme0 -f {fid} -H" for fid in (7, 8, 9, 10, 11, 12, 14, 15, 16, 21, 22)),
         "nvme get-feature /dev/nvme0 -f 5 -n 1 -H",
         "nvme get-feature /dev/nvme0 -f 0x84 -n 1 -H",
         "nvme set-feature /dev/nvme0 -f 4 --value=340",
@@ -106,6 +106,8 @@ SESSIONS: dict[str, list[str]] = {
         "nvme write-uncor /dev/nvme0n1 -s 9 -c 0",
         "nvme verify /dev/nvme0n1 -s 0 -c 15",
         "nvme read /dev/nvme0n1 -s 9 -c 0 -z 512 -d /tmp/back",
+        "nvme get-lba-status /dev/nvme0n1 -s 0 -m 14 -a 0x11 -l 16",
+        "nvme lba-status-log /dev/nvme0",
         "nvme write-zeroes /dev/nvme0n1 -s 9 -c 0",
         "nvme verify /dev/nvme0n1 -s 0 -c 15",
         "nvme copy /dev/nvme0n1 --sdlba=64 --slbs=8 --blocks=0",

@@ -71,11 +71,12 @@ def test_every_feature_can_be_got_in_every_way(driver: Driver, fid: FeatureId, s
         (FeatureId.INTERRUPT_VECTOR_CONFIGURATION, 1 << 16, 1 << 16),
         (FeatureId.WRITE_ATOMICITY, 1, 1),
         (FeatureId.ASYNC_EVENT_CONFIGURATION, 0x11F, 0x11F),
-        (FeatureId.ASYNC_EVENT_CONFIGURATION, 0xFFFF_FFFF, 0x800_0FFF),
+        (FeatureId.ASYNC_EVENT_CONFIGURATION, 0xFFFF_FFFF, 0x800_2FFF),
         (FeatureId.AUTONOMOUS_POWER_STATES, 1, 1),
         (FeatureId.KEEP_ALIVE_TIMER, 10000, 10000),
         (FeatureId.HOST_THERMAL_MANAGEMENT, 345 << 16 | 350, 345 << 16 | 350),
         (FeatureId.HOST_THERMAL_MANAGEMENT, 345 << 16, 345 << 16),
+        (FeatureId.LBA_STATUS_ATTRIBUTES, 50 | 7 << 16, 50),
         (FeatureId.COMMAND_SET_PROFILE, 0, 0),
     ],
 )

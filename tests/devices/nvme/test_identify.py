@@ -35,8 +35,8 @@ def test_the_controller_says_what_drivers_look_at(driver: Driver) -> None:
     assert (data["acl"], data["aerl"], data["elpe"]) == (3, 3, 63)
     assert data["vwc"] == 7
     assert data["oncs"] == 0b1_1111_1111
-    assert (data["oacs"], data["fuses"]) == (0x13F, 1), (
-        "doorbell buffers, directives, management; fused pairs"
+    assert (data["oacs"], data["fuses"]) == (0x33F, 1), (
+        "doorbell buffers, directives, management, LBA status; fused pairs"
     )
     assert data["sgls"] == 0xF_0001, "any bytes, bit buckets, lists longer than the data; metadata anywhere"
     assert 0 < int(data["wctemp"]) < int(data["cctemp"])

@@ -5,6 +5,7 @@ from outboard.devices.nvme.command import Command
 from outboard.devices.nvme.command_set import CHANGES_CONTROLLER, AdminCommand
 from outboard.devices.nvme.features import get_features, set_features
 from outboard.devices.nvme.identify import identify
+from outboard.devices.nvme.lba_status import get_lba_status
 from outboard.devices.nvme.logs import get_log_page
 from outboard.devices.nvme.management import drive_commands, firmware_commands, namespace_commands
 from outboard.devices.nvme.queue_commands import create_io_cq, create_io_sq, delete_io_cq, delete_io_sq
@@ -92,5 +93,6 @@ ADMIN_COMMANDS: dict[int, AdminCommand] = {
     **namespace_commands.COMMANDS,
     **drive_commands.COMMANDS,
     **firmware_commands.COMMANDS,
+    AdminOpcode.GET_LBA_STATUS: AdminCommand(get_lba_status),
     **placement_commands.ADMIN_COMMANDS,
 }

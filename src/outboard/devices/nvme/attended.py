@@ -7,7 +7,7 @@ kept when it is shut down, let go of or closed, and every few minutes.
 import logging
 import time
 
-from outboard.devices.nvme import persistent_events, vitals
+from outboard.devices.nvme import lba_status, persistent_events, vitals
 from outboard.devices.nvme.controller import Controller
 from outboard.devices.nvme.in_turn import InTurn
 from outboard.devices.nvme.registers import Registers
@@ -99,6 +99,7 @@ class Attended(InTurn, Registers):
     def _tick(self) -> None:
         """Time goes by: it is counted, and from time to time the counters are kept."""
         vitals.account(self.state)
+        lba_status.tell(self.state)
         if time.monotonic() - self._kept_at >= KEEP_EVERY:
             self._keep()
         self._ticker = self.after(TICK, self._tick)

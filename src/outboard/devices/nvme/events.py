@@ -12,13 +12,13 @@ from outboard.devices.nvme.spec import ErrorEvent, EventType, HealthEvent, IoEve
 from outboard.devices.nvme.status import CommandFailed, Status
 
 NAMESPACE_NOTICES, FIRMWARE_NOTICES, TELEMETRY_NOTICES, ACCESS_NOTICES = 1 << 8, 1 << 9, 1 << 10, 1 << 11
-ZONE_NOTICES = 1 << 27
+LBA_STATUS_NOTICES, ZONE_NOTICES = 1 << 13, 1 << 27
 """Bits of Asynchronous Event Configuration."""
 
 CRITICAL_WARNINGS = 0xFF
 """The bits of it that are those of the SMART / Health page."""
 
-OFFERED_NOTICES = NAMESPACE_NOTICES | FIRMWARE_NOTICES | ZONE_NOTICES
+OFFERED_NOTICES = NAMESPACE_NOTICES | FIRMWARE_NOTICES | LBA_STATUS_NOTICES | ZONE_NOTICES
 """The notices that can come, as OAES has them. It says nothing of telemetry: who has that tells of it."""
 
 
@@ -68,6 +68,7 @@ FIRMWARE_ACTIVATION_STARTING = _notice(
 )
 TELEMETRY_CHANGED = _notice(NoticeEvent.TELEMETRY_CHANGED, LogId.CONTROLLER_TELEMETRY, TELEMETRY_NOTICES)
 ACCESS_CHANGED = _notice(NoticeEvent.NAMESPACE_ACCESS_CHANGED, LogId.NAMESPACE_ACCESS, ACCESS_NOTICES)
+LBA_STATUS_ALERT = _notice(NoticeEvent.LBA_STATUS_ALERT, LogId.LBA_STATUS, LBA_STATUS_NOTICES)
 ZONE_CHANGED = _notice(NoticeEvent.ZONE_DESCRIPTOR_CHANGED, LogId.CHANGED_ZONES, ZONE_NOTICES)
 """Of the namespace that is its detail."""
 

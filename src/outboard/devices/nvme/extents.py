@@ -65,6 +65,15 @@ class Extents:
         found = max(start, self._starts[at]) if at < len(self._starts) else end
         return found if found < end else None
 
+    def within(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Runs of what of ``start..end`` is in it.
+
+        >>> list(Extents([(0, 4), (8, 12)]).within(2, 9))
+        [(2, 4), (8, 9)]
+        """
+        for at in range(bisect_right(self._ends, start), bisect_left(self._starts, end)):
+            yield max(start, self._starts[at]), min(end, self._ends[at])
+
     def clear(self) -> None:
         """Take everything out."""
         self._starts.clear()

@@ -54,6 +54,7 @@ PLAIN: dict[int, Plain] = {
     FeatureId.AUTONOMOUS_POWER_STATES: Plain(default=0, mask=1),
     FeatureId.KEEP_ALIVE_TIMER: Plain(default=0, mask=0xFFFF_FFFF, saveable=False),
     FeatureId.HOST_THERMAL_MANAGEMENT: Plain(default=0, mask=0xFFFF_FFFF),
+    FeatureId.LBA_STATUS_ATTRIBUTES: Plain(default=0, mask=0xFFFF),
     FeatureId.COMMAND_SET_PROFILE: Plain(default=0, mask=0x1FF),
     FeatureId.SANITIZE_CONFIGURATION: Plain(default=0, mask=1),
     FeatureId.SOFTWARE_PROGRESS_MARKER: Plain(default=0, mask=0xFF, lasting=True),

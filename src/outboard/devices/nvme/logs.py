@@ -4,7 +4,7 @@ import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from outboard.devices.nvme import ana, layouts, placement_reports, reservation_log, vitals
+from outboard.devices.nvme import ana, layouts, lba_status, placement_reports, reservation_log, vitals
 from outboard.devices.nvme.command import Command
 from outboard.devices.nvme.error_log import ENTRY_SIZE
 from outboard.devices.nvme.features import FEATURES
@@ -181,6 +181,7 @@ LOG_PAGES: dict[int, LogPage] = {
     LogId.CONTROLLER_TELEMETRY: lambda state, command: state.telemetry.controller_log(state, command),
     LogId.ENDURANCE_GROUP: _endurance_group,
     LogId.PERSISTENT_EVENTS: persistent_event_log,
+    LogId.LBA_STATUS: lba_status.log,
     LogId.FEATURE_EFFECTS: _feature_effects,
     LogId.MANAGEMENT_EFFECTS: _management_effects,
     LogId.CHANGED_ZONES: changed_zones,

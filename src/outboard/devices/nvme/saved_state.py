@@ -12,8 +12,10 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from outboard.devices.nvme.blocks import keep_uncorrectable
 from outboard.devices.nvme.command import Command, Completion
 from outboard.devices.nvme.events import Event
+from outboard.devices.nvme.extents import Extents
 from outboard.devices.nvme.namespace import Namespace
 from outboard.devices.nvme.queues import CompletionQueue, SubmissionQueue
 from outboard.devices.nvme.reservation import Reservation
@@ -60,6 +62,7 @@ def save(state: State) -> Saved:
             str(nsid): zones for nsid, space in state.attached.items() if (zones := _save_zones(space))
         },
         "placement": state.subsystem.placement.save() if state.subsystem.placement is not None else None,
+        "uncorrectable": {str(nsid): list(space.uncorrectable) for nsid, space in state.attached.items()},
         "changed_zones": {str(nsid): list(changed) for nsid, changed in state.changed_zones.items()},
         "errors": {"count": state.errors.count, "entries": [entry.hex() for entry in state.errors.entries]},
     }
@@ -125,6 +128,10 @@ def _restore(state: State, saved: Mapping[str, Any]) -> None:
         _restore_zones(state.attached[int(nsid)], zones)
     if (placement := state.subsystem.placement) is not None and saved["placement"] is not None:
         placement.restore(saved["placement"])
+    for nsid, runs in saved["uncorrectable"].items():
+        space = state.attached[int(nsid)]
+        space.uncorrectable = Extents((int(start), int(end)) for start, end in runs)
+        keep_uncorrectable(state, space)
     for nsid, changed in saved["changed_zones"].items():
         state.changed_zones[int(nsid)] = {int(slba): None for slba in changed}
     state.errors.count = int(saved["errors"]["count"])

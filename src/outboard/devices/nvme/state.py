@@ -12,6 +12,7 @@ from outboard.devices.nvme.error_log import ErrorLog
 from outboard.devices.nvme.events import ACCESS_CHANGED, NAMESPACE_CHANGED, Event, Events
 from outboard.devices.nvme.feature_values import Features
 from outboard.devices.nvme.health import Health
+from outboard.devices.nvme.lba_status import LbaStatusLog
 from outboard.devices.nvme.namespace import Namespace
 from outboard.devices.nvme.queues import CompletionQueue, SubmissionQueue
 from outboard.devices.nvme.reservation import Host
@@ -142,6 +143,7 @@ class State:
     event_context: bytes | None = None
     changed_namespaces: set[int] = field(default_factory=set)
     changed_zones: dict[int, dict[int, None]] = field(default_factory=dict)
+    lba_status: LbaStatusLog = field(default_factory=LbaStatusLog)
     submission: dict[int, SubmissionQueue] = field(default_factory=dict)
     completion: dict[int, CompletionQueue] = field(default_factory=dict)
     fused: dict[int, Command] = field(default_factory=dict)
@@ -199,6 +201,7 @@ class State:
         self.event_context = None
         self.changed_namespaces.clear()
         self.changed_zones.clear()
+        self.lba_status.forget()
         self.subsystem.ana.was_reset(self.identity.cntlid)
         self.reservation_log.reset()
         self.granted = self.limits.io_queues

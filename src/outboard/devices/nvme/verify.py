@@ -3,6 +3,7 @@
 Both take as many blocks as a command can name (VSL and WUSL are 0: no limit of their own).
 """
 
+from outboard.devices.nvme import lba_status
 from outboard.devices.nvme.admission import Access
 from outboard.devices.nvme.blocks import (
     block_count,
@@ -54,6 +55,7 @@ def write_uncorrectable(state: State, command: Command) -> int:
     if space.deallocated is not None:
         space.deallocated.remove(command.slba, command.slba + block_count(command))
     keep_uncorrectable(state, space)
+    lba_status.lost(state.subsystem, space)
     return 0
 
 
