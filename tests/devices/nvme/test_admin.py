@@ -30,9 +30,11 @@ def test_an_unknown_opcode_is_invalid(driver: Driver, opcode: int) -> None:
 
 
 @pytest.mark.point("A02")
-@pytest.mark.parametrize("flags", [1, 2, 3, 1 << 6, 2 << 6, 3 << 6, 8])
+@pytest.mark.parametrize("flags", [1, 2, 3, 1 << 6, 2 << 6, 3 << 6, 4, 8, 0x10, 0x20])
 @pytest.mark.parametrize("opcode", sorted(ADMIN_COMMANDS))
-def test_fused_and_sgl_commands_are_invalid_fields(driver: Driver, opcode: AdminOpcode, flags: int) -> None:
+def test_fused_commands_sgls_and_reserved_flags_are_invalid_fields(
+    driver: Driver, opcode: AdminOpcode, flags: int
+) -> None:
     completion = driver.admin.execute(Command(opcode, flags=flags, prp1=driver.data))
     assert ended(completion) == Status.INVALID_FIELD
     assert do_not_retry(completion)

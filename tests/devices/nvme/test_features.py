@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from outboard.devices.nvme import Store, Subsystem
+from outboard.devices.nvme import PlacementLayout, Store, Subsystem
+from outboard.devices.nvme.command import Command
 from outboard.devices.nvme.feature_values import PLAIN
 from outboard.devices.nvme.features import FEATURES
-from outboard.devices.nvme.spec import BROADCAST, FeatureId, IoOpcode, Select
+from outboard.devices.nvme.placement import PlacementEvent
+from outboard.devices.nvme.spec import BROADCAST, AdminOpcode, FeatureId, IoOpcode, Select
 from outboard.devices.nvme.status import Status
 from outboard.storage import RamStorage
 from tests.devices.nvme.bench import Bench
@@ -56,6 +58,31 @@ def test_every_feature_can_be_got_in_every_way(driver: Driver, fid: FeatureId, s
         assert completion.result & 4, "changeable"
         assert bool(completion.result & 1) == (fid not in NOT_SAVEABLE)
         assert bool(completion.result & 2) == (fid in OF_NAMESPACES)
+
+
+@pytest.mark.point("F01", "Z02")
+def test_whether_data_is_placed_can_be_got_in_every_way(make_bench: MakeBench) -> None:
+    disks = Subsystem(RamStorage(1 << 20), placement=PlacementLayout())
+    disks.remove(1).storage.close()
+    driver, fid, group = make_bench(subsystem=disks).driver.enable(), FeatureId.FLEXIBLE_DATA_PLACEMENT, 1
+    assert ended(driver.set_feature(fid, group)) == Status.SUCCESS
+    found = [driver.get_feature(fid, select, cdw11=group) for select in Select]
+    assert [ended(completion) for completion in found] == [Status.SUCCESS] * 4
+    assert [completion.result for completion in found] == [0, 1, 1, 4], "off; on by default; changeable"
+
+
+@pytest.mark.point("F01", "Z02")
+def test_the_events_of_placement_can_be_got_in_every_way(make_bench: MakeBench) -> None:
+    disks = Subsystem(RamStorage(1 << 20), placement=PlacementLayout())
+    driver, fid, count = make_bench(subsystem=disks).driver.enable(), FeatureId.PLACEMENT_EVENTS, 2
+    driver.ram.write(driver.data, bytes([PlacementEvent.UNIT_NOT_FULLY_WRITTEN]))
+    note = Command(AdminOpcode.SET_FEATURES, nsid=1, prp1=driver.data, cdw10=fid, cdw11=1 << 16, cdw12=1)
+    assert ended(driver.admin.execute(note)) == Status.SUCCESS
+    for select, noted in ((Select.CURRENT, 1), (Select.DEFAULT, 0), (Select.SAVED, 0)):
+        completion = driver.get_feature(fid, select, cdw11=count << 16, nsid=1)
+        assert (ended(completion), completion.result) == (Status.SUCCESS, count)
+        assert driver.ram.read(driver.data, 4) == bytes([0, noted, 1, 0])
+    assert driver.get_feature(fid, Select.CAPABILITIES, nsid=1).result == 6, "changeable, of a namespace"
 
 
 @pytest.mark.point("F01", "F03")
@@ -287,6 +314,7 @@ def test_feature_data_out_of_reach_is_a_data_transfer_error(driver: Driver, fid:
         (FeatureId.POWER_MANAGEMENT, 1),
         (FeatureId.TEMPERATURE_THRESHOLD, 330),
         (FeatureId.TEMPERATURE_THRESHOLD, UNDER | 280),
+        (FeatureId.ERROR_RECOVERY, 0x00FF),
         (FeatureId.VOLATILE_WRITE_CACHE, 0),
         (FeatureId.INTERRUPT_COALESCING, 0x0A05),
         (FeatureId.INTERRUPT_VECTOR_CONFIGURATION, 1 << 16 | 3),
@@ -294,23 +322,27 @@ def test_feature_data_out_of_reach_is_a_data_transfer_error(driver: Driver, fid:
         (FeatureId.ASYNC_EVENT_CONFIGURATION, 0x103),
         (FeatureId.AUTONOMOUS_POWER_STATES, 1),
         (FeatureId.HOST_THERMAL_MANAGEMENT, 300),
+        (FeatureId.LBA_STATUS_ATTRIBUTES, 50),
+        (FeatureId.SANITIZE_CONFIGURATION, 1),
     ],
 )
 def test_what_is_saved_outlives_resets_and_restarts(
     make_bench: MakeBench, tmp_path: Path, fid: FeatureId, value: int
 ) -> None:
+    nsid = int(fid in OF_NAMESPACES)
+
     def get(driver: Driver, select: Select = Select.CURRENT) -> int:
-        return driver.get_feature(fid, select, cdw11=value).result
+        return driver.get_feature(fid, select, cdw11=value, nsid=nsid).result
 
     path = tmp_path / "state"
     driver = make_bench(subsystem=subsystem(path)).driver.enable()
     default = get(driver, Select.DEFAULT)
-    driver.set_feature(fid, value)
+    driver.set_feature(fid, value, nsid)
     kept = get(driver)
     driver.disable()
     driver.enable()
     assert get(driver) == get(driver, Select.SAVED) == default
-    assert ended(driver.set_feature(fid, value, save=True)) == Status.SUCCESS
+    assert ended(driver.set_feature(fid, value, nsid, save=True)) == Status.SUCCESS
     driver.disable()
     driver.enable()
     assert get(driver) == get(driver, Select.SAVED) == kept

@@ -6,6 +6,7 @@ import uuid
 import pytest
 
 from outboard.devices.nvme import Namespace
+from outboard.devices.nvme.identify import STRUCTURES
 from outboard.devices.nvme.layouts import (
     IDENTIFY_CONTROLLER,
     IDENTIFY_INDEPENDENT_NAMESPACE,
@@ -15,7 +16,7 @@ from outboard.devices.nvme.spec import BROADCAST, Cns
 from outboard.devices.nvme.status import Status
 from outboard.storage import NullStorage, RamStorage
 from tests.devices.nvme.bench import Bench
-from tests.devices.nvme.conftest import MakeBench
+from tests.devices.nvme.conftest import MakeBench, MakePaths
 from tests.devices.nvme.driver import PAGE, VS, Driver, do_not_retry, ended
 
 
@@ -96,6 +97,15 @@ def test_names_are_padded_ascii_and_the_nqn_is_valid(make_bench: MakeBench) -> N
     nqn = bytes(data["subnqn"]).rstrip(b"\0").decode()
     assert nqn.startswith("nqn.2014-08.org.nvmexpress:uuid:")
     assert uuid.UUID(nqn[-36:]).version == 5
+
+
+@pytest.mark.point("I05")
+def test_two_subsystems_have_two_names_and_each_keeps_its_own(make_bench: MakeBench) -> None:
+    def nqn(serial: str) -> bytes:
+        driver = make_bench(serial=serial).driver.enable()
+        return bytes(IDENTIFY_CONTROLLER.decode(identify(driver, Cns.CONTROLLER))["subnqn"])
+
+    assert nqn("one") == nqn("one") != nqn("two")
 
 
 @pytest.mark.point("I05")
@@ -220,12 +230,40 @@ def test_the_nvm_command_set_structures_are_there(driver: Driver) -> None:
 
 @pytest.mark.point("I03", "I04")
 @pytest.mark.parametrize(
-    ("cns", "cdw11"), [(0x04, 0), (0xFF, 0), (0x05, 2 << 24), (0x06, 1 << 24), (0x07, 1 << 24)]
+    ("cns", "cdw11"),
+    [
+        *((cns, 0) for cns in range(256) if cns not in STRUCTURES),
+        (Cns.CSI_NAMESPACE, 2 << 24),
+        (Cns.CSI_CONTROLLER, 1 << 24),
+        (Cns.CSI_ACTIVE_NAMESPACES, 1 << 24),
+        (Cns.CSI_FORMAT_NAMESPACE, 1 << 24),
+        (Cns.CSI_FORMAT_NAMESPACE, 2 << 24),
+    ],
 )
 def test_unknown_structures_and_command_sets_are_invalid_fields(driver: Driver, cns: int, cdw11: int) -> None:
     completion = driver.identify(cns, 1, cdw11)
     assert ended(completion) == Status.INVALID_FIELD
     assert do_not_retry(completion)
+
+
+@pytest.mark.point("I03", "I04")
+def test_a_controller_tells_of_its_own_capabilities_only(make_paths: MakePaths) -> None:
+    first, second = make_paths()
+    own, other = first.device.cntlid, second.device.cntlid
+    driver = first.driver.enable()
+    for named in (own, 0):
+        capabilities = identify(driver, Cns.PRIMARY_CAPABILITIES | named << 16)
+        assert capabilities == struct.pack("<H", own).ljust(PAGE, b"\0")
+    for named in (other, 0xFFFF):
+        completion = driver.identify(Cns.PRIMARY_CAPABILITIES | named << 16)
+        assert ended(completion) == Status.INVALID_FIELD
+        assert do_not_retry(completion)
+
+
+@pytest.mark.point("I03", "I04")
+@pytest.mark.parametrize("first", [0, 1, 2, 0xFFFF])
+def test_there_is_no_secondary_controller_from_any_identifier_on(driver: Driver, first: int) -> None:
+    assert identify(driver, Cns.SECONDARY_CONTROLLERS | first << 16) == bytes(PAGE)
 
 
 def test_a_storage_that_cannot_discard_says_nothing_of_what_is_read_afterwards(bench: Bench) -> None:

@@ -223,6 +223,22 @@ def test_write_zeroes_is_not_limited_by_mdts(pair: QueuePair, deallocate: int) -
     assert read(pair, 10000, PAGE) == b"\xff" * PAGE
 
 
+@pytest.mark.point("N08")
+@pytest.mark.parametrize("deallocate", [0, 1 << 25])
+def test_write_zeroes_takes_as_many_blocks_as_can_be_said(make_bench: MakeBench, deallocate: int) -> None:
+    blocks = 65536
+    bench = make_bench(RamStorage((blocks + 16) * 512))
+    pair = bench.driver.enable().create_queue_pair(1)
+    for slba in (0, 8, blocks, blocks + 8):
+        assert transfer(pair, IoOpcode.WRITE, slba, b"\xff" * PAGE) == Status.SUCCESS
+    command = Command(IoOpcode.WRITE_ZEROES, nsid=1, cdw10=8, cdw12=blocks - 1 | deallocate)
+    assert ended(pair.execute(command)) == Status.SUCCESS
+    assert read(pair, 0, PAGE) == read(pair, blocks + 8, PAGE) == b"\xff" * PAGE
+    assert read(pair, 8, PAGE) == read(pair, blocks, PAGE) == bytes(PAGE)
+    command.cdw10 = 17
+    assert ended(pair.execute(command)) == Status.LBA_OUT_OF_RANGE
+
+
 def ranges(pair: QueuePair, *extents: tuple[int, int], attributes: int = 4) -> Command:
     data = b"".join(struct.pack("<IIQ", 0, blocks, slba) for slba, blocks in extents)
     pair.driver.ram.write(pair.driver.data, data)

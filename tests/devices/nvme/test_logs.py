@@ -195,6 +195,37 @@ def test_more_changes_than_the_list_holds_are_all_of_them(bench: Bench, driver: 
     assert get(driver, LogId.CHANGED_NAMESPACES) == b"\xff" * 4 + bytes(PAGE - 4)
 
 
+@pytest.mark.point("L04", "L06")
+def test_changed_namespaces_stay_in_their_list_while_the_host_retains_them(
+    bench: Bench, driver: Driver
+) -> None:
+    bench.device.refresh(2)
+    for retain in (True, True, False):
+        assert ended(driver.get_log(LogId.CHANGED_NAMESPACES, retain=retain)) == Status.SUCCESS
+        assert driver.ram.read(driver.data, PAGE) == b"\2".ljust(PAGE, b"\0")
+    assert get(driver, LogId.CHANGED_NAMESPACES) == bytes(PAGE)
+
+
+@pytest.mark.point("L06")
+def test_more_dwords_of_a_log_than_the_lower_half_of_their_number_can_say(driver: Driver) -> None:
+    size = 512 << 10
+    whole = get(driver, LogId.COMMANDS_EFFECTS)
+    data = driver.ram.allocate(size)
+    driver.ram.write(data, b"\xee" * size)
+    prp1, prp2 = driver.prps(data, size)
+    dwords = size // 4 - 1
+    assert dwords >> 16, "NUMDU"
+    command = Command(
+        AdminOpcode.GET_LOG_PAGE,
+        prp1=prp1,
+        prp2=prp2,
+        cdw10=LogId.COMMANDS_EFFECTS | (dwords & 0xFFFF) << 16,
+        cdw11=dwords >> 16,
+    )
+    assert ended(driver.admin.execute(command)) == Status.SUCCESS
+    assert driver.ram.read(data, size) == whole.ljust(size, b"\0")
+
+
 @pytest.mark.point("L06")
 def test_a_log_is_read_in_pieces_and_zeros_follow_its_end(driver: Driver) -> None:
     whole = get(driver, LogId.COMMANDS_EFFECTS)

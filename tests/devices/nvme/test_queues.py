@@ -1,6 +1,8 @@
 """Creating, deleting and running I/O queues."""
 
+import gc
 import os
+from pathlib import Path
 
 import pytest
 
@@ -182,20 +184,39 @@ def test_a_queue_whose_memory_is_gone_can_be_deleted(bench: Bench, driver: Drive
 
 
 @pytest.mark.point("Q10")
-def test_all_queues_are_created_and_deleted_many_times(bench: Bench, driver: Driver) -> None:
-    for _ in range(1000 // 32 + 1):
-        for qid in range(1, 33):
+def test_all_queues_are_created_and_deleted_many_times_and_leave_nothing_behind(
+    bench: Bench, driver: Driver
+) -> None:
+    def all_there_are() -> None:
+        for qid in range(1, 129):
             assert create_cq(driver, qid, 2) == Status.SUCCESS
             assert create_sq(driver, qid, 2, cqid=qid) == Status.SUCCESS
-        for qid in range(1, 33):
+        for qid in range(1, 129):
             assert delete(driver, AdminOpcode.DELETE_IO_SQ, qid) == Status.SUCCESS
             assert delete(driver, AdminOpcode.DELETE_IO_CQ, qid) == Status.SUCCESS
+
+    all_there_are()
+    objects, descriptors, mappings = held()
+    for _ in range(4):
+        all_there_are()
+    now = held()
+    assert now[0] - objects < 128, "less than one for each queue that there was"
+    assert now[1:] == (descriptors, mappings)
     state = bench.device.state
     assert (set(state.submission), set(state.completion)) == ({0}, {0})
 
 
+def held() -> tuple[int, int, int]:
+    """What this process has: objects, file descriptors, mappings of memory."""
+    gc.collect()
+    mappings = Path("/proc/self/maps").read_text().count("\n")
+    return len(gc.get_objects()), len(os.listdir("/proc/self/fd")), mappings
+
+
 @pytest.mark.point("Q11")
-@pytest.mark.parametrize(("sq", "cq"), [(2, 2), (3, 3), (2, 3), (3, 2), (1024, 1024), (7, 1024)])
+@pytest.mark.parametrize(
+    ("sq", "cq"), [(2, 2), (3, 3), (2, 3), (3, 2), (1024, 1024), (7, 1024), (4096, 4096)]
+)
 def test_phase_tags_stay_right_over_many_wraps(driver: Driver, sq: int, cq: int) -> None:
     pair = driver.create_queue_pair(1, sq, cq)
     sent = finished = 0
@@ -275,6 +296,23 @@ def test_the_identifier_of_an_outstanding_event_request_conflicts(driver: Driver
     driver.admin.ring()
     completion = driver.admin.wait(cid)
     assert ended(completion) == Status.COMMAND_ID_CONFLICT
+
+
+@pytest.mark.point("Q16")
+def test_two_io_commands_of_one_identifier_are_the_hosts_affair_and_both_complete(driver: Driver) -> None:
+    pair = driver.create_queue_pair(1)
+    for slba in range(2):
+        driver.ram.write(driver.data, bytes([slba + 1]) * 512)
+        assert ended(pair.execute(driver.rw(IoOpcode.WRITE, slba, 1, driver.data, 512))) == Status.SUCCESS
+    for slba in range(2):
+        pair.submit(driver.rw(IoOpcode.READ, slba, 1, driver.data + 512 * slba, 512), cid=7)
+    pair.ring()
+    found: list[Completion] = []
+    while len(found) < 2:
+        driver.step()
+        found += pair.poll()
+    assert [(c.cid, ended(c)) for c in found] == [(7, Status.SUCCESS)] * 2
+    assert driver.ram.read(driver.data, 1024) == b"\1" * 512 + b"\2" * 512
 
 
 def test_a_failing_command_leaves_the_queue_unharmed(driver: Driver) -> None:

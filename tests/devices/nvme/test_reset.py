@@ -13,6 +13,9 @@ from tests.devices.nvme.driver import ACQ, AQA, ASQ, CC, CC_ENABLE, NSSR, READY,
 from tests.devices.nvme.test_interrupts import Listener, find_capability
 
 DEVICE_CONTROL, FLR = 8, 1 << 15
+D0, D3HOT, NO_SOFT_RESET = 0, 3, 1 << 3
+"""In the control register of power management."""
+MSIX_TABLE = 0x2000
 PAUSED = 1 << 5
 FLUSH = Command(IoOpcode.FLUSH, nsid=1)
 
@@ -91,14 +94,67 @@ def test_a_function_reset_clears_registers_and_configuration_space(
     bench: Bench, driver: Driver, reset: Callable[[Bench], None]
 ) -> None:
     bench.config.write(find_capability(bench, 0x11) + 2, 2, 0x8000)
-    bench.bar.write32(0x2000, 0xFEE0_0000)
+    bench.bar.write32(MSIX_TABLE, 0xFEE0_0000)
     bench.config.write(0x10, 4, 0xE000_0000)
     reset(bench)
-    assert [bench.bar.read32(register) for register in (CC, AQA, ASQ, ACQ, 0x1C, 0x2000)] == [0] * 6
+    assert [bench.bar.read32(register) for register in (CC, AQA, ASQ, ACQ, 0x1C, MSIX_TABLE)] == [0] * 6
     assert bench.config.read(4, 2) == 0
     assert bench.config.read(0x10, 4) == 0x4
     assert bench.config.read(find_capability(bench, 0x11) + 2, 2) == 128
     assert not bench.device.msix.enabled
+
+
+def function(bench: Bench) -> tuple[object, ...]:
+    """What a driver has set up of the function: COMMAND, BAR0, the MSI-X capability, its vectors 0 to 2."""
+    msix = bench.config.read(find_capability(bench, 0x11) + 2, 2)
+    table = [bench.bar.read32(MSIX_TABLE + 4 * number) for number in range(3 * 4)]
+    return bench.config.read(4, 2), bench.config.read64(0x10), msix, table
+
+
+def set_up_function(bench: Bench) -> None:
+    bench.config.write(0x10, 4, 0xE000_0000)
+    bench.config.write(find_capability(bench, 0x11) + 2, 2, 0x8000)
+    for vector in range(3):
+        entry = (0xFEE0_0000 + vector, 0, 0x40 + vector, int(vector == 2))
+        for number, value in enumerate(entry):
+            bench.bar.write32(MSIX_TABLE + 16 * vector + 4 * number, value)
+
+
+@pytest.mark.point("S02", "R13")
+def test_a_subsystem_reset_leaves_configuration_space_and_the_table_of_vectors_alone(
+    bench: Bench, driver: Driver
+) -> None:
+    set_up_function(bench)
+    before = function(bench)
+    bench.bar.write32(NSSR, NSSR_KEY)
+    bench.settle()
+    assert not driver.status & READY
+    assert function(bench) == before
+    assert bench.config.read(4, 2) & 6 == 6
+    listener = Listener(bench, 2, 129)
+    assert ended(driver.enable().create_queue_pair(1, vector=1).execute(FLUSH)) == Status.SUCCESS
+    assert listener.heard(1) == 1
+    listener.close()
+
+
+@pytest.mark.point("S02")
+def test_queues_and_vectors_are_there_still_after_d3hot(bench: Bench, driver: Driver) -> None:
+    set_up_function(bench)
+    listener = Listener(bench, 2, 129)
+    pair = driver.create_queue_pair(1, vector=1)
+    assert ended(pair.execute(FLUSH)) == Status.SUCCESS
+    before, heard = function(bench), listener.heard(1)
+    control = find_capability(bench, 1) + 4
+    assert bench.config.read(control, 2) & NO_SOFT_RESET, "who has said so need not be set up anew"
+    for state in (D3HOT, D0):
+        bench.config.write(control, 2, state)
+        bench.settle()
+        assert bench.config.read(control, 2) & 3 == state
+    assert function(bench) == before
+    assert driver.status == READY
+    assert ended(pair.execute(FLUSH)) == Status.SUCCESS
+    assert listener.heard(1) == heard == 1
+    listener.close()
 
 
 @pytest.mark.point("S01")

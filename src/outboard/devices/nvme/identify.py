@@ -354,7 +354,11 @@ def _controllers_from(first: int, cntlids: Iterable[int]) -> bytes:
 
 
 def _primary_capabilities(state: State, command: Command) -> bytes:
-    """There are no secondary controllers, so nothing is theirs."""
+    """There are no secondary controllers, so nothing is theirs. nvme-cli names 0 unless told otherwise."""
+    if command.cdw10 >> 16 not in (0, state.identity.cntlid):
+        raise CommandFailed(
+            Status.INVALID_FIELD, f"controller {command.cdw10 >> 16:#x} is not this one", location=42
+        )
     return layouts.PRIMARY_CAPABILITIES.encode(cntlid=state.identity.cntlid)
 
 

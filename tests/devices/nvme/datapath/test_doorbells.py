@@ -68,6 +68,23 @@ def test_the_buffers_work_for_queues_before_and_after_and_over_many_wraps(
 
 
 @pytest.mark.point("A05")
+def test_the_last_queue_there_can_be_has_the_last_words_of_the_buffers(make_bench: MakeBench) -> None:
+    bench = make_bench(io_queues=511)
+    driver = bench.driver.enable()
+    shadow = Shadow(bench, driver)
+    pair = driver.create_queue_pair(511, entries=5, cq_entries=3)
+    for _ in range(20):
+        assert shadow.run(pair, FLUSH) == Status.SUCCESS
+    for buffer in (shadow.doorbells, shadow.events):
+        assert driver.ram.read(buffer + 8, PAGE - 16) == bytes(PAGE - 16), "no other queue's are touched"
+    assert driver.ram.read(shadow.doorbells + PAGE - 8, 8) == struct.pack("<II", pair.tail, pair.head)
+    (event,) = struct.unpack("<I", driver.ram.read(shadow.events + PAGE - 8, 4))
+    assert event == pair.tail, "the host is to ring for the next command"
+    assert shadow.rings == 20
+    assert driver.status == READY
+
+
+@pytest.mark.point("A05")
 def test_a_host_whose_completions_nobody_waits_for_does_not_ring_for_them(
     driver: Driver, shadow: Shadow
 ) -> None:
