@@ -96,6 +96,7 @@ def rig(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         yield Rig(guest, controller)
 
 
+@pytest.mark.point("N03")
 @pytest.mark.parametrize("nsid", [RAM, FILE], ids=["ram", "file"])
 @times(1, 100)
 def test_four_queues_64_deep_give_back_what_was_written(rig: Rig, nsid: int, turns: int) -> None:

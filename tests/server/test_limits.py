@@ -99,6 +99,7 @@ def maps_and_unmaps(device: DeviceContract, folder: Path, count: int) -> None:
     os.close(fd)
 
 
+@pytest.mark.point("PCI02")
 def test_two_thousand_maps_cost_one_descriptor_and_little_memory(
     device: DeviceContract, folder: Path
 ) -> None:

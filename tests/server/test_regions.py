@@ -153,7 +153,7 @@ def test_an_access_reaches_the_device_with_its_offset_size_and_value(client: Raw
     assert client.read(0, 0, 8)[:4] == b"\xef\0\0\xde"
 
 
-@pytest.mark.point("P78")
+@pytest.mark.point("P78", "R11")
 @pytest.mark.parametrize(
     ("region", "offset", "count"),
     [

@@ -195,6 +195,7 @@ def test_the_same_doorbell_value_twice_changes_nothing(bench: Bench, driver: Dri
     assert ended(pair.execute(FLUSH)) == Status.SUCCESS
 
 
+@pytest.mark.point("L06")
 def test_an_event_of_one_type_is_told_once_until_its_log_is_read(bench: Bench, driver: Driver) -> None:
     for cid in (100, 101):
         driver.admin.submit(EVENT, cid=cid)
@@ -245,6 +246,7 @@ def test_an_event_waits_for_room_in_the_completion_queue(bench: Bench) -> None:
     assert [c.cid for c in driver.admin.poll()] == [101]
 
 
+@pytest.mark.point("L04")
 @pytest.mark.parametrize("wanted", [True, False])
 def test_a_resized_namespace_is_told_to_a_host_that_wants_to_know(
     make_bench: MakeBench, wanted: bool

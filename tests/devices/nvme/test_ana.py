@@ -56,7 +56,7 @@ def start(bench: Bench) -> QueuePair:
     return bench.driver.enable().create_queue_pair()
 
 
-@pytest.mark.point("Z04")
+@pytest.mark.point("Z04", "L05")
 def test_the_log_has_the_groups_their_states_and_what_is_in_them(paths: list[Bench]) -> None:
     first, second = (bench.driver.enable() for bench in paths)
     subsystem = paths[0].device.subsystem

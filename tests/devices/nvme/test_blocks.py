@@ -294,7 +294,7 @@ def test_a_first_whose_second_never_came_ends_with_its_queue(pair: QueuePair, be
     assert ended(pair.done[cid]) in (Status.ABORTED_SQ_DELETION, Status.ABORTED_MISSING_FUSED)
 
 
-@pytest.mark.point("N06", "N12")
+@pytest.mark.point("N06")
 def test_a_counter_that_two_queues_raise_by_fused_pairs_misses_nothing(driver: Driver) -> None:
     pairs = [driver.create_queue_pair(qid, entries=64) for qid in (1, 2)]
     value = {pair.qid: 0 for pair in pairs}

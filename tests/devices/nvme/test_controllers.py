@@ -82,7 +82,7 @@ def test_hosts_are_told_of_several_controllers_from_the_second_one_on_or_from_th
 STORAGES = ("ram:4M", "{}/disk.img,size=4M", "{}/disk.img,size=4M,direct=on", "slow")
 
 
-@pytest.mark.point("Z04", "N03")
+@pytest.mark.point("Z04")
 @pytest.mark.parametrize("spec", STORAGES)
 @pytest.mark.parametrize("pollers", [0, 1])
 def test_what_one_controller_writes_another_one_reads(
@@ -212,7 +212,7 @@ def read_of(pair: QueuePair) -> Command:
     return pair.driver.rw(IoOpcode.READ, 0, 1, pair.driver.data, 512)
 
 
-@pytest.mark.point("Z04", "S01")
+@pytest.mark.point("Z04", "S01", "R13")
 def test_a_subsystem_reset_resets_every_controller(make_paths: MakePaths) -> None:
     benches = make_paths(count=3)
     for bench in benches:

@@ -187,7 +187,7 @@ def test_each_namespace_has_a_value_of_its_own_and_the_broadcast_sets_all(driver
     assert [driver.get_feature(fid, Select.SAVED, nsid=nsid).result for nsid in (1, 2)] == [0, 3]
 
 
-@pytest.mark.point("F03")
+@pytest.mark.point("F03", "Q18")
 @pytest.mark.parametrize(
     ("fid", "value"),
     [

@@ -125,7 +125,7 @@ def test_a_client_drives_it_over_the_protocol(shared: bool) -> None:
     storage.close()
 
 
-@pytest.mark.point("PCI01", "PCI06", "Q05", "R03")
+@pytest.mark.point("PCI01", "PCI06", "Q05")
 def test_a_controller_may_have_as_many_vectors_and_queues_as_pci_and_the_doorbells_allow(
     make_bench: MakeBench,
 ) -> None:

@@ -238,7 +238,6 @@ def test_a_warning_that_stays_is_told_after_each_reset(bench: Bench) -> None:
         driver.enable()
 
 
-@pytest.mark.point("L03", "E01")
 @pytest.mark.parametrize("native", [False, True])
 def test_media_that_can_only_be_read_refuses_writes(make_bench: MakeBench, native: bool) -> None:
     bench = make_bench(RamStorage(1 << 20), tuning=Tuning(pollers=0, native=native and available()))

@@ -97,7 +97,7 @@ def test_telemetry_is_read_by_blocks(driver: Driver, log: LogId) -> None:
     assert ended(ask(driver, log, offset=1 << 20)) == Status.INVALID_FIELD
 
 
-@pytest.mark.point("L05", "S07")
+@pytest.mark.point("L05")
 def test_the_controllers_snapshot_waits_for_a_host_over_restarts(
     make_bench: MakeBench, tmp_path: Path
 ) -> None:
@@ -204,7 +204,7 @@ def test_the_oldest_events_go_when_the_log_is_full() -> None:
     assert events.generation == 200
 
 
-@pytest.mark.point("S07", "E02")
+@pytest.mark.point("S07")
 def test_a_failed_controller_does_nothing_until_it_is_reset(bench: Bench) -> None:
     bench.device.fail()
     assert bench.driver.status == 0, "it is not enabled"

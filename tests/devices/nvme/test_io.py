@@ -128,7 +128,7 @@ def test_durable_and_limited_retry_bits_are_accepted(observed: tuple[Observed, Q
     assert storage.flushes == 3
 
 
-@pytest.mark.point("N02", "A02")
+@pytest.mark.point("N02")
 @pytest.mark.parametrize("flags", [3, 3 << 6, 4])
 @pytest.mark.parametrize("opcode", sorted(IO_COMMANDS))
 def test_reserved_flags_are_invalid(pair: QueuePair, opcode: IoOpcode, flags: int) -> None:

@@ -44,7 +44,7 @@ def test_the_supported_pages_are_those_that_can_be_read(driver: Driver) -> None:
         assert indexed == (Status.SUCCESS if supported[log] & 2 else Status.INVALID_FIELD)
 
 
-@pytest.mark.point("L01")
+@pytest.mark.point("L01", "L05")
 def test_the_feature_effects_name_the_features_there_are(driver: Driver) -> None:
     effects = struct.unpack("<256I", get(driver, LogId.FEATURE_EFFECTS, 1024))
     for fid in range(256):

@@ -69,7 +69,7 @@ def test_a_power_cut_after_a_shutdown_is_a_safe_one(make_bench: MakeBench) -> No
     assert unsafe_shutdowns(stand) == 0
 
 
-@pytest.mark.point("N04", "N05", "T04")
+@pytest.mark.point("N04", "N05", "T04", "N12")
 @pytest.mark.parametrize("seed", range(6))
 def test_what_was_flushed_outlives_any_power_cut(make_bench: MakeBench, seed: int) -> None:
     """Each block has what it had at the last flush, or a forced write, or anything written since."""

@@ -367,7 +367,7 @@ def test_identify_offers_all_of_it(hosts: list[Host]) -> None:
     assert IDENTIFY_NAMESPACE.decode(driver.ram.read(driver.data, PAGE))["rescap"] == 0xFF
 
 
-@pytest.mark.point("N14", "A02")
+@pytest.mark.point("N14")
 @pytest.mark.parametrize(
     ("opcode", "cdw10"),
     [

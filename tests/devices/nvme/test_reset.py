@@ -62,7 +62,7 @@ def test_a_reset_drops_what_is_in_flight_without_a_trace(
     listener.close()
 
 
-@pytest.mark.point("S01", "S02", "S05")
+@pytest.mark.point("S01", "S02")
 @resets
 def test_after_a_reset_the_controller_starts_as_new(
     bench: Bench, driver: Driver, reset: Callable[[Bench], None]

@@ -214,7 +214,7 @@ def messages(bench: Bench) -> Messages:
     return messages
 
 
-@pytest.mark.point("D05", "PCI02")
+@pytest.mark.point("PCI02")
 def test_data_and_lists_may_be_reached_by_message(messages: Messages, pair: QueuePair) -> None:
     base, data = messages.base, pattern(3 * PAGE)
     messages.bytes[PAGE : 4 * PAGE] = data

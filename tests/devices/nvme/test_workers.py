@@ -216,6 +216,7 @@ def test_a_command_that_fails_at_once_ends_at_once(stand: Stand) -> None:
     assert stand.slow.done == []
 
 
+@pytest.mark.point("D04")
 def test_memory_that_goes_while_storage_works_is_a_data_transfer_error(stand: Stand) -> None:
     stand.slow.gate.clear()
     stand.start("read", IoOpcode.READ, 1)

@@ -29,6 +29,7 @@ def test_random_commands_do_the_same_plain_and_compiled_and_touch_nothing_else(l
         assert run("native", "repeat", 2000, 1) == [digest, served, diverted]
 
 
+@pytest.mark.point("T02")
 def test_lists_and_entries_may_change_while_they_are_read(lane: str) -> None:
     served, diverted = run(lane, "race", 20_000 if lane == "native" else 1000, 2)
     assert int(served) > 10
@@ -41,6 +42,7 @@ def test_a_hundred_thousand_random_commands_do_the_same_plain_and_compiled() -> 
     assert run("plain", "repeat", 100_000, 3, 3600) == run("native", "repeat", 100_000, 3, 3600)
 
 
+@pytest.mark.point("T01")
 @pytest.mark.soak
 @pytest.mark.parametrize("what", ["repeat", "race"])
 def test_ten_million_random_commands_do_no_harm(what: str) -> None:

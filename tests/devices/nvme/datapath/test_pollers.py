@@ -249,7 +249,7 @@ def test_a_queue_in_memory_that_is_gone_is_watched_until_it_is_back(make_live: M
     bench.device.dma_unmap(0x9_0000_0000, PAGE)
 
 
-@pytest.mark.point("Q13")
+@pytest.mark.point("Q13", "Q14")
 @pytest.mark.parametrize("number", [2, 3], ids=["tail", "head"])
 def test_a_doorbell_with_a_value_that_cannot_be_is_an_event_and_no_more(
     make_live: MakeLive, number: int

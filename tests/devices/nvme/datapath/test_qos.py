@@ -141,7 +141,7 @@ def test_a_limit_is_kept_within_five_percent(
     bench.close()
 
 
-@pytest.mark.point("T03", "Q15")
+@pytest.mark.point("T03")
 @pytest.mark.parametrize("in_python", [False, True], ids=["loop", "one in Python"])
 def test_controllers_that_share_a_namespace_share_its_limit_by_turns(clock: Clock, in_python: bool) -> None:
     disks = Subsystem(limited(Qos(iops=400)))

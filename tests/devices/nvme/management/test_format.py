@@ -169,7 +169,7 @@ def test_a_storage_that_fails_keeps_its_format(make_hosts: MakeHosts, failure: E
     assert host.read() == bytes(512)
 
 
-@pytest.mark.point("M02", "M05")
+@pytest.mark.point("M02")
 def test_a_namespace_that_is_removed_meanwhile_is_let_go_of(make_hosts: MakeHosts) -> None:
     held = Held(128 * MIB, "discard")
     (host,) = make_hosts(1, held)

@@ -277,7 +277,7 @@ def test_there_are_no_virtual_functions(host: Host) -> None:
     assert host.identify(Cns.SECONDARY_CONTROLLERS) == bytes(PAGE)
 
 
-@pytest.mark.point("M01", "N15")
+@pytest.mark.point("M01")
 def test_a_controller_that_comes_gets_what_may_be_shared(make_hosts: MakeHosts) -> None:
     first, second = make_hosts(2, RamStorage(MIB), Namespace(RamStorage(MIB), shared=False))
     assert first.listed(Cns.ACTIVE_NAMESPACES) == [1, 2]

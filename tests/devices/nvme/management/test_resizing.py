@@ -195,7 +195,7 @@ def test_a_namespace_is_not_resized_while_it_is_erased(make_hosts: MakeHosts) ->
     assert host.read(1, 4095) == bytes(512)
 
 
-@pytest.mark.point("M05", "Q09")
+@pytest.mark.point("M05")
 def test_commands_under_way_end_before_a_namespace_changes(make_hosts: MakeHosts) -> None:
     """What a slow storage has begun is done before; its command is to be tried again, or was too late."""
     order: list[str] = []
@@ -231,7 +231,7 @@ def test_commands_under_way_end_before_a_namespace_changes(make_hosts: MakeHosts
     held.close()
 
 
-@pytest.mark.point("M05", "E02", "S05")
+@pytest.mark.point("M05", "E02")
 def test_namespaces_come_and_go_under_way(make_hosts: MakeHosts) -> None:
     (host,) = make_hosts(1, RamStorage(MIB))
     subsystem = host.bench.device.subsystem

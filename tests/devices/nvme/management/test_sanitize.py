@@ -213,7 +213,7 @@ def test_a_write_protected_namespace_is_not_sanitized(make_hosts: MakeHosts) -> 
     assert ended(host.admin(SANITIZE, cdw10=BLOCK_ERASE)) == Status.NAMESPACE_WRITE_PROTECTED
 
 
-@pytest.mark.point("M03", "M05")
+@pytest.mark.point("M03")
 def test_namespaces_come_and_go_meanwhile(make_hosts: MakeHosts) -> None:
     held = Held(128 * MIB, "discard")
     (host,) = make_hosts(1, held, RamStorage(MIB))

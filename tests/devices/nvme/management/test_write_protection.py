@@ -136,7 +136,6 @@ def test_what_was_written_before_is_durable(make_hosts: MakeHosts) -> None:
     assert protect(host, PROTECT) == Status.WRITE_FAULT
 
 
-@pytest.mark.point("N06")
 def test_a_write_under_way_ends_before_protection_begins(make_hosts: MakeHosts) -> None:
     held = Held(MIB, "write")
     (host,) = make_hosts(1, held)
