@@ -39,8 +39,8 @@ def results(events: Events) -> list[int]:
 
 
 def test_there_is_an_event_for_each_thing_to_tell() -> None:
-    assert len(EVENTS) == 13
-    assert len({event.result for event in EVENTS}) == 13
+    assert len(EVENTS) == 10
+    assert len({event.result for event in EVENTS}) == 10
 
 
 @pytest.mark.point("E03")
@@ -128,7 +128,7 @@ def test_types_do_not_wait_for_each_other() -> None:
     events = Events(LIMIT)
     for cid in range(4):
         events.park(cid)
-    told = (known.NAMESPACE_CHANGED, known.PERSISTENT_INTERNAL_ERROR, known.SANITIZE_COMPLETED)
+    told = (known.NAMESPACE_CHANGED, known.INVALID_DOORBELL_VALUE, known.SANITIZE_COMPLETED)
     for event in told:
         events.post(event)
     assert results(events) == [event.result for event in told]
@@ -166,8 +166,8 @@ def resize(bench: Bench) -> None:
     bench.device.refresh(1)
 
 
-def break_down(bench: Bench) -> None:
-    bench.device.state.report(known.PERSISTENT_INTERNAL_ERROR)
+def ring_for_no_queue(bench: Bench) -> None:
+    bench.bar.write32(0x1FF8, 0)
 
 
 def wear_out(bench: Bench) -> None:
@@ -182,7 +182,7 @@ def wear_out(bench: Bench) -> None:
         (remove, known.NAMESPACE_CHANGED, 1 << 8),
         (resize, known.NAMESPACE_CHANGED, 1 << 8),
         (wear_out, known.TELEMETRY_CHANGED, 1 << 10),
-        (break_down, known.PERSISTENT_INTERNAL_ERROR, 0),
+        (ring_for_no_queue, known.INVALID_DOORBELL_REGISTER, 0),
     ],
 )
 @pytest.mark.parametrize("first", ["request", "event"])

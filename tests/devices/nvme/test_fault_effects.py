@@ -9,7 +9,7 @@ import pytest
 
 from outboard.devices.nvme import Fault
 from outboard.devices.nvme.command import Command
-from outboard.devices.nvme.events import PERSISTENT_INTERNAL_ERROR
+from outboard.devices.nvme.events import INVALID_DOORBELL_VALUE
 from outboard.devices.nvme.spec import AdminOpcode, FeatureId, IoOpcode
 from outboard.devices.nvme.status import Status
 from outboard.storage import RamStorage, VolatileStorage
@@ -207,7 +207,7 @@ def test_event_requests_meet_faults_like_other_commands(bench: Bench, msix: List
 
     def tell() -> list[int]:
         stand.device.state.events.masked.clear()
-        stand.device.state.report(PERSISTENT_INTERNAL_ERROR)
+        stand.device.state.report(INVALID_DOORBELL_VALUE)
         stand.bench.settle()
         return [each.cid for each in admin.poll()]
 
