@@ -8,7 +8,8 @@ import logging
 import random
 
 from fuzz.choices import Choices
-from tests.devices.nvme.storm.storm import Episode, play, watched
+from tests.devices.nvme.storm.storm import Episode, play
+from tests.devices.nvme.storm.watch import watched
 
 
 def run(data: bytes) -> None:

@@ -26,8 +26,9 @@ def test_storages_in_threads_change_nothing_of_that(lane: str) -> None:
 
 
 @pytest.mark.point("T01")
-def test_an_episode_depends_on_its_seed_alone() -> None:
-    assert episode("plain", "again") == episode("plain", "again")
+def test_an_episode_depends_on_its_seed_alone(lane: str) -> None:
+    for seed in ("again", "and again"):
+        assert episode(lane, seed) == episode("plain", seed)
 
 
 @pytest.mark.soak

@@ -96,7 +96,7 @@ class Subsystem:
         self.namespaces: dict[int, Namespace] = {}
         self.controllers: dict[int, State] = {}
         self.faults = Faults(self.turn, self._reconfigure_all)
-        self.background = Background(self.turn, self._at_work)
+        self.background = Background(self.turn, self.at_work)
         self.inventory = Inventory(self)
         self.firmware = Firmware(self)
         self.sanitizing: Sanitizing = Sanitizing(self)
@@ -438,7 +438,7 @@ class Subsystem:
         self.firmware.controller_was_reset(cntlid)
         self.background.look()
 
-    def _at_work(self) -> bool:
+    def at_work(self) -> bool:
         """Whether there are controllers, none of which is about to be moved to another process."""
         states = list(self.controllers.values())
         return bool(states) and not self.away and not any(state.plane.frozen for state in states)

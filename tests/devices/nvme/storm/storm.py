@@ -8,18 +8,13 @@ what it held; no descriptor, thread, view or much memory is left. An `Episode` d
 goes on in the background advances only where the storm lets it.
 """
 
-import gc
 import logging
-import os
 import random
-import resource
 import sys
-import threading
 import time
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 from outboard.devices.nvme import Nvme
@@ -30,10 +25,12 @@ from outboard.devices.nvme.spec import BROADCAST, NSSR_KEY, AdminOpcode, Cns, Io
 from outboard.devices.nvme.status import Status
 from tests.devices.nvme.bench import RAM_ADDRESS, Bench
 from tests.devices.nvme.driver import CC, CC_ENABLE, FATAL, NSSR, PAGE, READY, Driver, QueuePair, ended
+from tests.devices.nvme.storm.by_hand import advance
 from tests.devices.nvme.storm.commands import WRITES, Maker
 from tests.devices.nvme.storm.memory import QUEUES, START
 from tests.devices.nvme.storm.operator import Operator
 from tests.devices.nvme.storm.subject import subsystem
+from tests.devices.nvme.storm.watch import Errors, memory, watched
 
 ALL_SETS = CC_ENABLE | 6 << 4
 WEIGHTED = 1 << 11
@@ -82,6 +79,7 @@ class Side:
         self.failures: list[Exception] = []
         self.pairs: list[QueuePair] = []
         self.cid = _FIRST_CID
+        self.digest = 0
         self.start()
 
     def _report(self, error: Exception, doing: str) -> None:
@@ -181,6 +179,8 @@ class Side:
                 f"{where} ended with an internal error: {described(command)}"
             )
         assert not completion.status & 0x1800, f"reserved bits in status {completion.status:#x}"
+        told = f"{pair.qid} {completion.cid} {completion.status >> 1:x}"
+        self.digest = zlib.crc32(told.encode(), self.digest)
         self.seen.add(status)
 
     @property
@@ -291,6 +291,8 @@ class Episode:
                 self.note(qid, command)
         for side in self.sides:
             side.ring()
+            if self.chance.random() < 0.5:
+                advance(self.subsystem)
             if self.chance.random() < 0.1:
                 self.operate()
             if self.chance.random() < 0.05:
@@ -347,6 +349,8 @@ class Episode:
         end = time.monotonic() + PATIENCE
         while self.subsystem.background.operations:
             assert time.monotonic() < end, "an operation in the background never ended"
+            if advance(self.subsystem):
+                continue
             with self.turn.released():
                 time.sleep(0.0002)
 
@@ -400,41 +404,11 @@ class Episode:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of an episode: how many commands were sent, and how they ended."""
+    """Of an episode: how many commands were sent, how they ended, and of each host a digest of all of it."""
 
     commands: int
     statuses: set[Status]
-
-
-class Errors(logging.Handler):
-    """Errors that were logged, with their tracebacks."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.ERROR)
-        self.setFormatter(logging.Formatter("%(name)s: %(message)s"))
-        self.found: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Keep one."""
-        self.found.append(self.format(record))
-
-
-@contextmanager
-def watched() -> Iterator[Errors]:
-    """No error is logged in the block, and no descriptor and no thread is left behind it."""
-    errors, log = Errors(), logging.getLogger("outboard")
-    files, threads = len(os.listdir("/proc/self/fd")), threading.active_count()
-    log.addHandler(errors)
-    try:
-        yield errors
-    finally:
-        log.removeHandler(errors)
-    gc.collect()  # guest memory is mapped by what is made of cycles
-    end = time.monotonic() + PATIENCE
-    while threading.active_count() > threads and time.monotonic() < end:
-        time.sleep(0.001)
-    assert threading.active_count() <= threads, f"threads are left: {threading.enumerate()}"
-    assert len(os.listdir("/proc/self/fd")) <= files, "descriptors are left"
+    digests: tuple[int, ...]
 
 
 def episode(lane: str, seed: str, *, in_threads: bool = False) -> Outcome:
@@ -467,12 +441,7 @@ def play(made: Episode, errors: Errors, more: Callable[[], bool] = lambda: True)
         error.add_note("the last commands:\n" + "\n".join(last))
         error.add_note("\n".join(errors.found))
         raise
-    return Outcome(made.sent, made.seen)
-
-
-def memory() -> int:
-    """Bytes that the process has used at most."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    return Outcome(made.sent, made.seen, tuple(side.digest for side in made.sides))
 
 
 def storm(lane: str, count: int, seed: str) -> tuple[int, set[Status]]:

@@ -2,6 +2,7 @@
 
 from outboard.devices.nvme import Namespace, PlacementLayout, Protection, RamPool, Subsystem, ZoneLayout
 from outboard.storage import NullStorage, RamStorage, VolatileStorage
+from tests.devices.nvme.storm.by_hand import ByHand
 
 KIB = 1024
 ZONE, ZONE_CAPACITY = 16 * KIB, 12 * KIB
@@ -77,4 +78,7 @@ def subsystem(*, with_zones: bool, in_threads: bool = False) -> Subsystem:
     else:
         spaces = [*plain(), *zoned()] if with_zones else [*placed(), Namespace(RamStorage(64 * KIB), 512, 8)]
     placement = None if with_zones or in_threads else PlacementLayout(handles=4, groups=2, unit=64 * KIB)
-    return Subsystem(*spaces, most_namespaces=MOST_NAMESPACES, pool=RamPool(POOL), placement=placement)
+    made = Subsystem(*spaces, most_namespaces=MOST_NAMESPACES, pool=RamPool(POOL), placement=placement)
+    if not in_threads:
+        made.background = ByHand(made.turn, made.at_work)
+    return made
