@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, nullcontext
 from enum import Enum
+from functools import partial
 
 from outboard.devices.nvme import vitals
 from outboard.devices.nvme.admission import admit, admit_admin
@@ -22,6 +23,7 @@ from outboard.devices.nvme.arbitration import OUTSTANDING, burst_of, held_up, in
 from outboard.devices.nvme.command import Command
 from outboard.devices.nvme.datapath.loop import IDLE, MORE
 from outboard.devices.nvme.datapath.records import CQ_INTERRUPTS
+from outboard.devices.nvme.datapath.stripes import undisturbed
 from outboard.devices.nvme.error_log import logged_failure
 from outboard.devices.nvme.events import INVALID_DOORBELL_REGISTER, INVALID_DOORBELL_VALUE
 from outboard.devices.nvme.io import flush_each
@@ -158,7 +160,9 @@ class Controller:
     def start_workers(self, loop: Loop) -> None:
         """From now on storage that may block is called in threads of its own."""
         if self._workers is None:
-            workers = self._workers = Workers(loop, self.state.subsystem.turn)
+            workers = self._workers = Workers(
+                loop, self.state.subsystem.turn, partial(undisturbed, self.state.subsystem)
+            )
             self.state.drain, self.state.still = workers.drain, workers.still
             self.state.rest, self.state.let_go = workers.rest, workers.let_go
 

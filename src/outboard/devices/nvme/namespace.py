@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from outboard.devices.nvme.datapath.limits import Limits
+from outboard.devices.nvme.datapath.stripes import Stripes
 from outboard.devices.nvme.extents import Extents
 from outboard.devices.nvme.qos import Qos
 from outboard.devices.nvme.reservation import Reservation
@@ -159,6 +160,7 @@ class Namespace:
     protection: Protection | None = None
     qos: Qos | None = None
     limits: Limits = field(default_factory=Limits, init=False)
+    stripes: Stripes = field(default_factory=Stripes, init=False)
     nsid: int = field(default=0, init=False)
     attached: set[int] = field(default_factory=set, init=False)
     blocks: int = field(default=0, init=False)

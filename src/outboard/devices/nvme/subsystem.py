@@ -186,6 +186,8 @@ class Subsystem:
             space, state = self.namespaces[nsid], self.controllers[cntlid]
             space.attached.add(cntlid)
             space.limits.reach(state.limits.transfer)
+            if len(space.attached) == 2:  # from now on their loops keep out of each other's way
+                self.reconfigure(nsid)
             self.ana.changed(cntlid, space.ana_group)
             if space.csi in state.command_sets:
                 state.namespaces[nsid] = space

@@ -57,12 +57,18 @@ class _Job:
 class Workers:
     """Runs `Work`, its calls made in threads, within ``loop``; to be used by the loop's thread, in ``turn``.
 
-    Calls of a storage in memory, or of one that keeps nothing, never block, and are made in place. How
-    much is under way at once is up to the caller.
+    Calls of a storage in memory, or of one that keeps nothing, never block, and are made in place, where the
+    storage is ``undisturbed``. How much is under way at once is up to the caller.
     """
 
-    def __init__(self, loop: Loop, turn: Monitor) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        turn: Monitor,
+        undisturbed: Callable[[Storage], AbstractContextManager[None]] = lambda storage: nullcontext(),
+    ) -> None:
         self.outstanding = 0
+        self._undisturbed = undisturbed
         self._loop = loop
         self._turn = turn
         self._lanes: dict[int, _Lane] = {}
@@ -145,7 +151,8 @@ class Workers:
                 self._submit(_Job(task, call))
                 return
             else:
-                error = _made(call)
+                with self._undisturbed(call.storage):
+                    error = _made(call)
 
     def _submit(self, job: _Job) -> None:
         if self._bell < 0:

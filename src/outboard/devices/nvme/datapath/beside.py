@@ -48,6 +48,7 @@ from outboard.devices.nvme.datapath.records import (
     SEGMENT_SIZE,
     WRITE_BESIDE,
 )
+from outboard.devices.nvme.datapath.stripes import lock, unlock
 from outboard.devices.nvme.datapath.walk import DATA_BLOCK, DESCRIPTOR, walk_prps, walk_sgl
 from outboard.native.jit import jitable
 from outboard.native.memory import (
@@ -55,6 +56,7 @@ from outboard.native.memory import (
     copy,
     copy_ahead,
     copy_stream,
+    drain_stream,
     load64,
     prefetch,
     store64,
@@ -166,10 +168,15 @@ def read_beside(plane: int, operation: int, ahead: int) -> int:
     blocks = load64(operation + OP_BLOCKS)
     disk = load64(operation + OP_DISK)
     staged = load64(plane + PL_STAGED_METADATA)
+    stripes = lock(operation)
     invert(space, staged, stored_metadata(space, operation), blocks)
-    if load64(space + NS_TYPE) != 0 and verify(space, operation, disk, staged, blocks) != 0:
+    passed = load64(space + NS_TYPE) == 0 or verify(space, operation, disk, staged, blocks) == 0
+    if passed:
+        move(plane, operation, disk, staged, 1, ahead)
+    if stripes != 0:
+        unlock(stripes, operation)
+    if not passed:
         return 0
-    move(plane, operation, disk, staged, 1, ahead)
     buffer = load64(operation + OP_METADATA)
     if buffer != 0:
         copy(buffer, staged, blocks * load64(operation + OP_CARRIED))
@@ -197,11 +204,15 @@ def write_beside(plane: int, operation: int, ahead: int) -> int:
             return 0
     disk = load64(operation + OP_DISK)
     length = load64(operation + OP_LENGTH)
+    stripes = lock(operation)
     if length <= SMALL:
         copy_stream(disk, data, length, data)
     else:
         copy(disk, data, length)
     invert(space, stored_metadata(space, operation), staged, blocks)
+    if stripes != 0:
+        drain_stream()
+        unlock(stripes, operation)
     return 1
 
 

@@ -64,6 +64,7 @@ from outboard.devices.nvme.datapath.records import (
     WRITE_MEMORY,
     WRITE_NOTHING,
 )
+from outboard.devices.nvme.datapath.stripes import lock, unlock
 from outboard.devices.nvme.spec import SQE_SIZE
 from outboard.native.jit import jitable
 from outboard.native.libc import monotonic_ns
@@ -261,6 +262,7 @@ def read_memory(plane: int, operation: int, ahead: int) -> int:
     """
     disk = load64(operation + OP_DISK)
     segment = first_segment(plane, operation)
+    stripes = lock(operation)
     if ahead == 0:
         ahead = disk
     for _ in range(load64(operation + OP_SEGMENT_COUNT)):
@@ -274,6 +276,8 @@ def read_memory(plane: int, operation: int, ahead: int) -> int:
         disk += size
         ahead += size
         segment += SEGMENT
+    if stripes != 0:
+        unlock(stripes, operation)
     return 0
 
 
@@ -282,6 +286,7 @@ def write_memory(plane: int, operation: int, ahead: int) -> int:
     """As `read_memory`, from the guest's segments to the disk's memory; past the cache where that pays."""
     disk = load64(operation + OP_DISK)
     segment = first_segment(plane, operation)
+    stripes = lock(operation)
     if ahead == 0:
         ahead = load64(segment + SEGMENT_HOST)
     for _ in range(load64(operation + OP_SEGMENT_COUNT)):
@@ -294,6 +299,9 @@ def write_memory(plane: int, operation: int, ahead: int) -> int:
         disk += size
         ahead += size
         segment += SEGMENT
+    if stripes != 0:
+        drain_stream()
+        unlock(stripes, operation)
     return 0
 
 

@@ -266,8 +266,12 @@ class DataPlane:
                 for nsid in gone:
                     workspace.space(nsid)[NS_KIND] = BY_SLOW_LANE
                 for nsid, space in self._spaces.items():
-                    slow = self._slow_opcodes(space)
-                    describe(workspace.space(nsid), space, slow=slow, durable=durable, files=files)
+                    slow, shared = (
+                        self._slow_opcodes(space),
+                        len(self.workspaces) > 1 or len(space.attached) > 1,
+                    )
+                    record = workspace.space(nsid)
+                    describe(record, space, slow=slow, durable=durable, files=files, shared=shared)
                 self._keep(workspace.lanes.arrange(limits))
                 workspace.record[PL_BURST] = self._features.burst
                 for priority, weight in enumerate((BATCH, *self._features.weights)):

@@ -56,6 +56,9 @@ NS_READS_HELD, NS_WRITES_HELD, NS_READS, NS_WRITES, NS_BYTES_READ, NS_BYTES_WRIT
 NS_LATENCY, NS_MEASURED, NS_LONGEST = offsets(3, start=176)
 """Nanoseconds that the commands took whose time was measured, how many those were, and the longest."""
 
+NS_STRIPES = 200
+"""The locks of blocks in memory that another loop reaches, too; 0 if none does."""
+
 NS_RECORD = 256
 """Each poller has a record of each namespace, so that none takes another's counters away."""
 

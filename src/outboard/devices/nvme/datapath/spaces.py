@@ -17,6 +17,7 @@ from outboard.devices.nvme.datapath.records import (
     NS_METADATA_AT,
     NS_SHIFT,
     NS_SLOW,
+    NS_STRIPES,
     NS_TUPLE_AT,
     NS_TUPLE_SIZE,
     NS_TYPE,
@@ -27,15 +28,18 @@ from outboard.native.words import Record
 from outboard.storage.fast import Descriptor, Memory, Nothing, fast_of
 
 
-def describe(record: Record, space: Namespace, *, slow: int, durable: bool, files: bool) -> None:
+def describe(
+    record: Record, space: Namespace, *, slow: int, durable: bool, files: bool, shared: bool
+) -> None:
     """Fill in the record of a namespace.
 
     ``slow``: the opcodes, as bits, that only Python may execute. ``durable``: every write has to be before it
-    completes. ``files``: there is io_uring for those.
+    completes. ``files``: there is io_uring for those. ``shared``: other loops reach it, too.
     """
     describe_blocks(record, space)
     record[NS_ADDRESS], record[NS_ALIGNMENT] = 0, 1
     record[NS_DURABLE], record[NS_SLOW] = int(durable), slow
+    record[NS_STRIPES] = space.stripes.address(space.storage.size) if shared else 0
     needed = space.metadata_offset + space.blocks * space.metadata
     match fast_of(space.storage):
         # It was taken away by whoever owns it: the storage's methods say so, memory would not.

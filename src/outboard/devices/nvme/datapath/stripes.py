@@ -1,0 +1,109 @@
+"""Loops that share a namespace in memory keep out of each other's way (NVM Command Set 1.0, 2.1.4: AWUN).
+
+Nobody may see half of a block that is being written. One loop does one command after the other, and Python
+makes it stand still (`undisturbed`); several lock what a command reads or writes, in stripes of `STRIPE`
+bytes, the first one first. Who has a stripe only copies, so that nobody waits for long.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
+
+from outboard.devices.nvme.datapath.records import (
+    NS_ADDRESS,
+    NS_STRIPES,
+    OP_DISK,
+    OP_LENGTH,
+    OP_SPACE,
+)
+from outboard.native.jit import jitable
+from outboard.native.libc import sched_yield
+from outboard.native.memory import add64, load64, pause
+from outboard.native.words import WORD, Block
+from outboard.storage import Storage
+from outboard.storage.fast import Memory, fast_of
+
+if TYPE_CHECKING:
+    from outboard.devices.nvme.subsystem import Subsystem
+
+SHIFT = 16
+STRIPE = 1 << SHIFT
+
+PATIENCE = 1000
+"""Looks at a stripe that another loop has, until others on this processor are let through."""
+
+
+@jitable
+def lock(operation: int) -> int:
+    """Lock the stripes of a read or write of memory, if anybody shares it; 0 if nobody does."""
+    stripes = load64(load64(operation + OP_SPACE) + NS_STRIPES)
+    if stripes != 0:
+        at = first_stripe(stripes, operation)
+        end = last_stripe(stripes, operation)
+        while at <= end:
+            looks = 0
+            while add64(at, 1) != 0:
+                add64(at, -1)
+                looks += 1
+                if looks < PATIENCE:
+                    pause()
+                else:
+                    sched_yield()
+            at += WORD
+    return stripes
+
+
+@jitable
+def unlock(stripes: int, operation: int) -> int:
+    """Let the others have them, who see then what was stored."""
+    at = first_stripe(stripes, operation)
+    end = last_stripe(stripes, operation)
+    while at <= end:
+        add64(at, -1)
+        at += WORD
+    return 0
+
+
+@jitable
+def first_stripe(stripes: int, operation: int) -> int:
+    """The address of the first word that a command has to lock."""
+    start = load64(operation + OP_DISK) - load64(load64(operation + OP_SPACE) + NS_ADDRESS)
+    return stripes + (start >> SHIFT) * WORD
+
+
+@jitable
+def last_stripe(stripes: int, operation: int) -> int:
+    """The address of the last one."""
+    start = load64(operation + OP_DISK) - load64(load64(operation + OP_SPACE) + NS_ADDRESS)
+    return stripes + ((start + load64(operation + OP_LENGTH) - 1) >> SHIFT) * WORD
+
+
+class Stripes:
+    """The locks of one namespace; its loops are described while they are paused, so that none is held.
+
+    >>> stripes = Stripes()
+    >>> stripes.address(1 << 20) == stripes.address(1 << 20)
+    True
+    """
+
+    def __init__(self) -> None:
+        self._words: Block | None = None
+
+    def address(self, size: int) -> int:
+        """Where the locks of ``size`` bytes are."""
+        needed = (size + STRIPE - 1 >> SHIFT) * WORD
+        if self._words is None or self._words.size != needed:
+            self._words = Block(needed)
+        return self._words.address
+
+
+@contextmanager
+def undisturbed(subsystem: "Subsystem", storage: Storage) -> Iterator[None]:
+    """Have no poller touch a storage in memory until the block is left: what is done there is whole."""
+    in_memory = isinstance(fast_of(storage), Memory)
+    with ExitStack() as stack:
+        for state in list(subsystem.controllers.values()):
+            spaces = list(state.namespaces.values())
+            if in_memory and state.plane.pollers and any(space.storage is storage for space in spaces):
+                stack.enter_context(state.plane.paused())
+        yield
