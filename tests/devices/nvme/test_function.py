@@ -35,6 +35,13 @@ def test_bar0_is_16_kib_of_64_bit_memory(bench: Bench) -> None:
     assert [region.size for region in bench.device.regions[1:7]] == [0] * 6
 
 
+@pytest.mark.point("B05")
+def test_there_is_no_option_rom_for_firmware_to_run(bench: Bench) -> None:
+    bench.config.write(0x30, 4, 0xFFFF_FFFF)
+    assert bench.config.read(0x30, 4) == 0
+    assert bench.device.regions[6].size == 0
+
+
 @pytest.mark.point("PCI01")
 def test_the_capabilities_are_those_drivers_look_for(bench: Bench) -> None:
     for capability in (0x01, 0x10, 0x05, 0x11):

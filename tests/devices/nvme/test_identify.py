@@ -74,7 +74,7 @@ def test_a_namespace_says_what_is_written_well(make_bench: MakeBench, block_size
     assert performance == [1, 0], "whole pages are best"
 
 
-@pytest.mark.point("I03")
+@pytest.mark.point("I03", "Z05")
 def test_the_lists_of_groups_uuids_and_command_sets(driver: Driver) -> None:
     assert identify(driver, Cns.ENDURANCE_GROUPS) == struct.pack("<HH", 1, 1).ljust(PAGE, b"\0")
     assert identify(driver, Cns.ENDURANCE_GROUPS, cdw11=2) == bytes(PAGE)

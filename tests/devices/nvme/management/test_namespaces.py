@@ -271,7 +271,7 @@ def test_what_all_namespaces_have_in_common_is_told_without_one(host: Host) -> N
     assert ended(host.driver.identify(Cns.CSI_FORMAT_NAMESPACE, cdw11=1 << 24)) == Status.INVALID_FIELD
 
 
-@pytest.mark.point("I03")
+@pytest.mark.point("I03", "Z03")
 def test_there_are_no_virtual_functions(host: Host) -> None:
     assert host.identify(Cns.PRIMARY_CAPABILITIES) == b"\1".ljust(PAGE, b"\0")
     assert host.identify(Cns.SECONDARY_CONTROLLERS) == bytes(PAGE)
