@@ -283,8 +283,14 @@ def test_directives_are_told(make_bench: MakeBench) -> None:
         assert ended(driver.admin.execute(receive)) == Status.INVALID_FIELD
         receive.cdw11 = 1 | 1 << 8
         assert ended(driver.admin.execute(receive)) == Status.INVALID_FIELD
-        send = Command(AdminOpcode.DIRECTIVE_SEND, nsid=1, cdw11=1, cdw12=1 | 2 << 8)
-        assert ended(driver.admin.execute(send)) == Status.INVALID_FIELD
+        for cdw11, cdw12, status in (
+            (1, 2 << 8 | 1, OK if bits & 0b100 else Status.INVALID_FIELD),
+            (1, 2 << 8, Status.INVALID_FIELD),
+            (1, 1 << 8 | 1, Status.INVALID_FIELD),
+            (2, 2 << 8 | 1, Status.INVALID_FIELD),
+        ):
+            send = Command(AdminOpcode.DIRECTIVE_SEND, nsid=1, cdw11=cdw11, cdw12=cdw12)
+            assert ended(driver.admin.execute(send)) == status
 
 
 def test_a_subsystem_without_placement_has_nothing_of_it(make_bench: MakeBench) -> None:

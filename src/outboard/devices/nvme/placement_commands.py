@@ -21,7 +21,7 @@ _HANDLE_STATUS = _HANDLE_UPDATE = 0x01
 
 _STATUS_HEADER = struct.Struct("<14xH")
 _STATUS = struct.Struct("<HHIQ16x")
-_IDENTIFY, _RETURN_PARAMETERS = 0, 1
+_IDENTIFY, _RETURN_PARAMETERS, _ENABLE = 0, 1, 1
 
 
 def io_management_receive(state: State, command: Command) -> int:
@@ -75,7 +75,7 @@ def directive_receive(state: State, command: Command) -> int:
     kind, operation = command.cdw11 >> 8 & 0xFF, command.cdw11 & 0xFF
     if (kind, operation) != (_IDENTIFY, _RETURN_PARAMETERS):
         raise _no_directive(kind, operation)
-    placing = command.nsid != BROADCAST and state.namespace(command.nsid).placed is not None
+    placing = _places(state, command.nsid)
     size = (command.cdw10 + 1) * 4
     if size > state.limits.transfer:
         raise CommandFailed(Status.INVALID_FIELD, f"{size} bytes are more than MDTS allows", location=40)
@@ -89,8 +89,20 @@ def directive_receive(state: State, command: Command) -> int:
 
 
 def directive_send(state: State, command: Command) -> int:
-    """Execute Directive Send: nothing can be enabled or disabled by it. Data placement is by a feature."""
-    raise _no_directive(command.cdw11 >> 8 & 0xFF, command.cdw11 & 0xFF)
+    """Execute Directive Send: to enable what is enabled. Data placement comes and goes by its feature."""
+    kind, operation = command.cdw11 >> 8 & 0xFF, command.cdw11 & 0xFF
+    if (kind, operation) != (_IDENTIFY, _ENABLE):
+        raise _no_directive(kind, operation)
+    target, enable = command.cdw12 >> 8 & 0xFF, command.cdw12 & 1
+    if target != DATA_PLACEMENT or not enable or not _places(state, command.nsid):
+        raise CommandFailed(
+            Status.INVALID_FIELD, f"directive type {target:#x} cannot be switched so", location=48
+        )
+    return 0
+
+
+def _places(state: State, nsid: int) -> bool:
+    return nsid != BROADCAST and state.namespace(nsid).placed is not None
 
 
 def _placed(state: State, space: Namespace) -> tuple[Placement, Placed]:
