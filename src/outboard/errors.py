@@ -38,6 +38,7 @@ class Fault(StrEnum):
     GUEST = "the guest's"
     AUTHOR = "the device author's"
     CONFIGURATION = "the configuration's"
+    CALLER = "the caller's"
     MACHINE = "the machine's"
 
 

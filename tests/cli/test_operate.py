@@ -254,4 +254,4 @@ def test_any_method_can_be_called_and_wrong_words_are_a_wrong_use(
     assert outboard("ctl", "namespace", "ad", **control).returncode == 2
     refused = outboard("ctl", "namespace", "remove", "9", **control)
     assert refused.returncode == 1
-    assert "there is no namespace 9 in main: there is 1 (the fault is ours)" in refused.stderr
+    assert "there is no namespace 9 in main: there is 1 (the fault is the caller's)" in refused.stderr

@@ -170,7 +170,7 @@ def test_the_client_says_what_the_server_refused_and_whose_fault_it_is(ask: Ask)
     with pytest.raises(RemoteError) as refused:
         ask("namespace.remove", nsid=9)
     assert refused.value.sentence == "there is no namespace 9 in main: there is 1, 2"
-    assert refused.value.fault is Fault.OURS
+    assert refused.value.fault is Fault.CALLER
     with pytest.raises(RemoteError) as refused:
         ask("namespace.add", backend="/nowhere/disk.img")
     assert refused.value.fault is Fault.MACHINE

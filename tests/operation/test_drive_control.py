@@ -152,7 +152,7 @@ def test_zones_are_told_and_fail(use: Use) -> None:
     ):
         with pytest.raises(RemoteError, match=sentence) as refused:
             ask(method, nsid=1, **params)
-        assert refused.value.fault is Fault.OURS, "who asked is to blame, no author of a device"
+        assert refused.value.fault is Fault.CALLER, "who asked is to blame, no author of a device"
 
 
 def test_what_has_no_zones_and_no_placement_says_so(use: Use) -> None:

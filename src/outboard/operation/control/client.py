@@ -108,5 +108,5 @@ def _refusal(method: str, error: Any) -> RemoteError:
     if fault in (Fault.MACHINE.name.lower(), Fault.AUTHOR.name.lower()):
         found.fault = Fault[fault.upper()]
     elif told.get("code") != INTERNAL_ERROR and fault != Fault.OURS.name.lower():
-        found.fault = Fault.OURS
+        found.fault = Fault.CALLER
     return found
