@@ -414,6 +414,18 @@ def test_io_ends_a_power_state_without_io(driver: Driver) -> None:
 
 
 @pytest.mark.point("F03")
+def test_io_ends_a_saved_power_state_without_io_that_a_reset_brings_back(bench: Bench) -> None:
+    fid, driver = FeatureId.POWER_MANAGEMENT, bench.driver.enable()
+    driver.set_feature(fid, 3, save=True)
+    driver.disable()
+    driver.enable()
+    assert driver.get_feature(fid).result == 3
+    driver.create_queue_pair(1).execute(driver.rw(IoOpcode.READ, 0, 1, driver.data, 512))
+    assert driver.get_feature(fid).result == 0
+    assert driver.get_feature(fid, Select.SAVED).result == 3
+
+
+@pytest.mark.point("F03")
 def test_there_is_one_combination_of_command_sets(driver: Driver) -> None:
     completion = driver.set_feature(FeatureId.COMMAND_SET_PROFILE, 1)
     assert ended(completion) == Status.COMMAND_SET_REJECTED

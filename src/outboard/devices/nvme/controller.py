@@ -17,7 +17,7 @@ from contextlib import contextmanager, nullcontext
 from enum import Enum
 from functools import partial
 
-from outboard.devices.nvme import vitals
+from outboard.devices.nvme import power, vitals
 from outboard.devices.nvme.admission import admit, admit_admin
 from outboard.devices.nvme.arbitration import OUTSTANDING, burst_of, held_up, in_turn
 from outboard.devices.nvme.command import Command
@@ -91,6 +91,7 @@ class Controller:
         """Start with the admin queues at these addresses, of so many entries."""
         state, plane = self.state, self.state.plane
         vitals.check(state)
+        power.began(state)
         state.subsystem.begin_here()
         with plane.paused():
             cq = CompletionQueue(*plane.record_of_cq(0), id=0, address=acq, size=cq_size, submitters=1)

@@ -71,6 +71,13 @@ def enter(state: "State", wanted: int) -> None:
     state.features.resting = (sum(state.health.totals[:2]), awake) if resting else None
 
 
+def began(state: "State") -> None:
+    """The controller was enabled, perhaps in a saved state without I/O: I/O will bring it to the best one."""
+    current = state.features.get(FeatureId.POWER_MANAGEMENT) & 0x1F
+    if current < len(POWER_STATES) and not POWER_STATES[current].operational:
+        state.features.resting = (sum(state.health.totals[:2]), 0)
+
+
 def wake(state: "State") -> None:
     """Go back to the last state with I/O, if there was some since."""
     features = state.features
