@@ -11,7 +11,7 @@ from outboard.devices.nvme.io import IO_COMMANDS
 from outboard.devices.nvme.layouts import IDENTIFY_CONTROLLER, IDENTIFY_NAMESPACE
 from outboard.devices.nvme.spec import BROADCAST, AdminOpcode, Cns, FeatureId, IoOpcode, LogId
 from outboard.devices.nvme.status import Status
-from outboard.storage import RamStorage, Storage
+from outboard.storage import RamStorage
 from tests.devices.nvme.conftest import MakePaths
 from tests.devices.nvme.driver import PAGE, ended
 from tests.devices.nvme.hosts import (
@@ -341,17 +341,15 @@ def test_preempt_and_abort_ends_what_waits_for_a_slow_storage(make_paths: MakePa
     second.pair.ring()
     second.bench.settle()
     assert slow.entered.wait(60)
-    state = second.bench.device.state
-    rest = state.rest
-
-    def let_it_finish(storage: Storage) -> None:
-        slow.gate.set()
-        rest(storage)
-
-    state.rest = let_it_finish
-    assert first.acquire(1, WE, victim=2, action=PREEMPT_AND_ABORT) == SUCCESS
-    assert len(slow.done) == 1, "the one that was under way has ended, and none is begun"
+    cdw10 = PREEMPT_AND_ABORT | WE << 8
+    preempting = first.pair.submit(first.command(IoOpcode.RESERVATION_ACQUIRE, 1, 2, cdw10=cdw10))
+    first.pair.ring()
+    first.bench.settle()
     assert {ended(second.pair.wait(cid)) for cid in stuck} == {Status.ABORTED_PREEMPTED}
+    assert not first.pair.poll(), "one of them is at work below"
+    slow.gate.set()
+    assert ended(first.pair.wait(preempting)) == SUCCESS
+    assert len(slow.done) == 1, "none of the others was begun"
     assert second.write() == CONFLICT
     assert len(slow.done) == 1
 

@@ -16,6 +16,8 @@ from outboard.devices.nvme.spec import AdminOpcode, IoOpcode
 from outboard.devices.nvme.state import State
 from outboard.devices.nvme.status import CommandFailed, Status
 from outboard.devices.nvme.transfer import deliver, fetch
+from outboard.devices.nvme.work import Work
+from outboard.devices.nvme.workers import at_rest
 
 CAPABILITIES = 0xFF
 """RESCAP: all types, persistence through power loss, and Ignore Existing Key as since 1.3."""
@@ -101,8 +103,8 @@ def register(state: State, command: Command) -> int:
     return 0
 
 
-def acquire(state: State, command: Command) -> int:
-    """Execute Reservation Acquire."""
+def acquire(state: State, command: Command) -> int | Work:
+    """Execute Reservation Acquire. Preempt and Abort completes when no victim is at work below any more."""
     state.namespace(command.nsid)
     action, number = command.cdw10 & 7, command.cdw10 >> 8 & 0xFF
     if action > 2:
@@ -122,6 +124,7 @@ def acquire(state: State, command: Command) -> int:
         for other in state.subsystem.states_of(space.nsid):
             if other.host in victims and other.host != state.host:
                 other.abort(space, Status.ABORTED_PREEMPTED)
+        return at_rest(space.storage)
     return 0
 
 

@@ -274,7 +274,8 @@ class State:
     def abort(self, space: Namespace, status: Status) -> None:
         """End with ``status`` the I/O commands of a namespace that wait for storage, from any thread.
 
-        Nothing of the namespace is under way below afterwards, in the data plane neither.
+        The data plane has nothing of the namespace under way afterwards. The storage may be at work still,
+        for as long as it likes: for that `outboard.devices.nvme.workers` has ways to wait.
         """
         with self.plane.paused():
             pass
@@ -284,7 +285,6 @@ class State:
                 del self.outstanding[key]
                 for command in waiting.commands:
                     self._end(waiting.sq, command.cid, status_field(status))
-        self.rest(space.storage)
         self.wake()
 
     def _end(self, sq: SubmissionQueue, cid: int, field: int) -> None:

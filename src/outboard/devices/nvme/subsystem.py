@@ -159,6 +159,9 @@ class Subsystem:
             before = set(space.attached)
             for cntlid in before:
                 self.detach(nsid, cntlid)
+            for state in self.controllers.values():
+                state.rest(space.storage)
+                state.let_go(space.storage)
             del self.namespaces[nsid]
             self.background.interrupt(space)
             self._part(space)
@@ -196,7 +199,8 @@ class Subsystem:
     def detach(self, nsid: int, cntlid: int) -> None:
         """Take a namespace from a controller. Its host is not told.
 
-        What is under way below it ends first; what waits for a slow storage ends with an error.
+        What the data plane has under way ends first; what waits for a slow storage ends with an error, though
+        the storage may do still what it is about.
         """
         with self.turn:
             space, state = self.namespaces[nsid], self.controllers[cntlid]
@@ -205,7 +209,6 @@ class Subsystem:
             self.ana.changed(cntlid, space.ana_group)
             state.plane.configure()
             state.abort(space, Status.INVALID_NAMESPACE)
-            state.let_go(space.storage)
 
     def remember(self, kind: PersistentEvent, data: bytes) -> None:
         """Add to the persistent event log what happened to no controller in particular."""
@@ -246,6 +249,7 @@ class Subsystem:
                 raise DefinitionError(f"namespace {nsid} is being erased: resize it afterwards")
             for state in self.states_of(nsid):
                 state.abort(space, Status.COMMAND_INTERRUPTED)
+                state.rest(space.storage)
                 stack.enter_context(state.plane.paused())
             self.self_tests.abort_for([nsid], SelfTestResult.ABORTED_UNKNOWN)
             before = space.blocks

@@ -54,6 +54,24 @@ class _Job:
     error: BaseException | None = None
 
 
+def wait_for_rest(storage: Storage) -> None:
+    """Return when the call of ``storage`` that is under way for a controller has returned.
+
+    In any thread, better not in turn: a storage may take for ever.
+    """
+    with _finding:
+        lock = _called.get(id(storage))
+    if lock is not None:
+        with lock:
+            pass
+
+
+def at_rest(storage: Storage) -> Work:
+    """The end of a command that completes when `wait_for_rest` would have returned."""
+    yield Call(storage, lambda: None)
+    return 0
+
+
 class Workers:
     """Runs `Work`, its calls made in threads, within ``loop``; to be used by the loop's thread, in ``turn``.
 

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from outboard.devices.nvme import Qos
 from outboard.devices.nvme.management.write_protection import protect as protect_namespace
 from outboard.devices.nvme.spec import WriteProtection
+from outboard.devices.nvme.workers import wait_for_rest
 from outboard.errors import RequestRefused
 from outboard.operation.control.method import Functions
 from outboard.operation.control.shown import NamespaceShown, namespace_shown
@@ -85,7 +86,9 @@ def protect(served: Served, nsid: Nsid, protection: Protected) -> NamespaceShown
     if space.barred is not None:
         raise RequestRefused(f"namespace {nsid} is being erased: protect it afterwards")
     protect_namespace(served.subsystem, space, WriteProtection[protection.upper()])
-    space.storage.flush()
+    with served.subsystem.turn.released():
+        wait_for_rest(space.storage)
+        space.storage.flush()
     return namespace_shown(space)
 
 
@@ -114,6 +117,8 @@ def detach(served: Served, nsid: Nsid, cntlid: Cntlid) -> NamespaceShown:
     space, controller = served.namespace(nsid), served.controller(cntlid)
     served.subsystem.detach(nsid, cntlid)
     controller.nvme.state.namespace_changed(nsid)
+    with served.subsystem.turn.released():
+        wait_for_rest(space.storage)
     return namespace_shown(space)
 
 

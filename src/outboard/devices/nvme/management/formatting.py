@@ -7,6 +7,7 @@ and begins anew after a power cycle: section ``format`` of the store.
 import itertools
 import logging
 from collections.abc import Generator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from outboard.devices.nvme import layouts
@@ -16,6 +17,7 @@ from outboard.devices.nvme.management.setting import Setting
 from outboard.devices.nvme.namespace import Namespace
 from outboard.devices.nvme.spec import BROADCAST, PersistentEvent
 from outboard.devices.nvme.status import Status, status_field
+from outboard.devices.nvme.workers import wait_for_rest
 from outboard.errors import StorageError
 
 if TYPE_CHECKING:
@@ -100,6 +102,7 @@ class Formatting:
             space.unformatted = 100 - done * 100 // space.storage.size
 
         try:
+            yield partial(wait_for_rest, space.storage)
             yield from erase(space.storage, told)
             setting.apply(space)
             space.was_erased()

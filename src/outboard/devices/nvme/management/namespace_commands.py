@@ -16,6 +16,8 @@ from outboard.devices.nvme.placement import ENDURANCE_GROUP
 from outboard.devices.nvme.spec import BROADCAST, AdminOpcode, Csi, PersistentEvent
 from outboard.devices.nvme.status import CommandFailed, Status
 from outboard.devices.nvme.transfer import fetch
+from outboard.devices.nvme.work import Work
+from outboard.devices.nvme.workers import at_rest
 from outboard.errors import DefinitionError, StorageError
 
 if TYPE_CHECKING:
@@ -43,8 +45,11 @@ def namespace_management(state: "State", command: Command) -> int:
     raise CommandFailed(Status.INVALID_FIELD, f"Select {select} is reserved", location=40)
 
 
-def namespace_attachment(state: "State", command: Command) -> int:
-    """Execute Namespace Attachment: with all controllers of the list, or, if one cannot be, with none."""
+def namespace_attachment(state: "State", command: Command) -> int | Work:
+    """Execute Namespace Attachment: with all controllers of the list, or, if one cannot be, with none.
+
+    A detach completes when no storage is at work for them any more.
+    """
     select = command.cdw10 & 0xF
     if select not in (ATTACH, DETACH):
         raise CommandFailed(Status.INVALID_FIELD, f"Select {select} is reserved", location=40)
@@ -68,7 +73,7 @@ def namespace_attachment(state: "State", command: Command) -> int:
     for cntlid in cntlids:
         if cntlid != state.identity.cntlid:
             subsystem.controllers[cntlid].namespace_changed(space.nsid)
-    return 0
+    return 0 if select == ATTACH else at_rest(space.storage)
 
 
 def _create(state: "State", command: Command) -> int:

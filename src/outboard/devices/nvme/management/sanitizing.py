@@ -19,6 +19,7 @@ from outboard.devices.nvme.management.erasing import Told, erase, overwrite
 from outboard.devices.nvme.namespace import Namespace
 from outboard.devices.nvme.spec import AdminOpcode, LogId, PersistentEvent, SanitizeAction, SanitizeStatus
 from outboard.devices.nvme.status import CommandFailed, Status
+from outboard.devices.nvme.workers import wait_for_rest
 from outboard.errors import StorageError
 
 if TYPE_CHECKING:
@@ -204,6 +205,7 @@ class Sanitizing:
                     continue
                 operation.target = space
                 try:
+                    yield partial(wait_for_rest, space.storage)
                     yield from make(space, told)
                 except Interrupted:
                     continue
