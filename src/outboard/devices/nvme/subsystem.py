@@ -252,6 +252,7 @@ class Subsystem:
                 state.rest(space.storage)
                 stack.enter_context(state.plane.paused())
             self.self_tests.abort_for([nsid], SelfTestResult.ABORTED_UNKNOWN)
+            self.background.interrupt(space)
             before = space.blocks
             try:
                 yield space

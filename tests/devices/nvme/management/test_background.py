@@ -24,6 +24,7 @@ class Stand:
         assert not self.turn.held
         self.entered.set()
         assert self.gate.wait(60)
+        self.seen.append("end")
 
     def fail(self) -> None:
         raise ValueError("a step that fails")
@@ -57,7 +58,7 @@ def test_steps_are_made_in_a_thread_and_outside_of_the_turn(stand: Stand) -> Non
     assert stand.ended.wait(60)
     with stand.turn:
         assert stand.background.operations == []
-    assert stand.seen == ["outboard test"] * 3 + ["ValueError('a step that fails')"]
+    assert stand.seen == ["outboard test", "end"] * 3 + ["ValueError('a step that fails')"]
 
 
 def test_an_operation_stands_still_and_goes_on(stand: Stand) -> None:
@@ -72,13 +73,13 @@ def test_an_operation_stands_still_and_goes_on(stand: Stand) -> None:
         stand.works = False
         stand.gate.set()
         stand.background.look()
-        assert len(stand.seen) == 1, "the step that had begun has ended"
+        assert len(stand.seen) == 2, "the step that had begun has ended"
         stand.entered.clear()
         stand.works = True
         stand.background.look()
         stand.background.look()
     assert stand.ended.wait(60)
-    assert len(stand.seen) == 4
+    assert len(stand.seen) == 7
 
 
 def test_an_interrupted_operation_hears_of_it_where_it_waits(stand: Stand) -> None:
@@ -89,7 +90,7 @@ def test_an_interrupted_operation_hears_of_it_where_it_waits(stand: Stand) -> No
         stand.background.interrupt(object())
         stand.background.interrupt(operation.target)
     assert stand.ended.wait(60)
-    assert stand.seen == ["outboard test", "Interrupted()"]
+    assert stand.seen == ["outboard test", "end", "Interrupted()"]
 
 
 def test_nothing_comes_of_what_is_cancelled(stand: Stand) -> None:
@@ -99,7 +100,25 @@ def test_nothing_comes_of_what_is_cancelled(stand: Stand) -> None:
         stand.gate.set()
         for _ in range(2):
             stand.background.cancel(operation)
-    assert stand.seen == ["outboard test"]
+    assert stand.seen == ["outboard test", "end"]
+    assert not stand.ended.is_set()
+
+
+@pytest.mark.parametrize("what", ["its target is let go of", "nothing may work any more"])
+def test_an_abandoned_step_is_waited_for_only_when_it_has_to_have_ended(stand: Stand, what: str) -> None:
+    operation = stand.start()
+    assert stand.entered.wait(60)
+    with stand.turn:
+        stand.background.abandon(operation)
+        assert stand.background.operations == []
+        assert stand.seen == ["outboard test"], "it has not ended"
+        stand.gate.set()
+        if what == "its target is let go of":
+            stand.background.interrupt(operation.target)
+        else:
+            stand.works = False
+            stand.background.look()
+        assert stand.seen == ["outboard test", "end"]
     assert not stand.ended.is_set()
 
 

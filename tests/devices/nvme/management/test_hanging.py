@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from outboard.devices.nvme.spec import AdminOpcode, Cns, FeatureId, IoOpcode
+from outboard.devices.nvme.spec import AdminOpcode, Cns, FeatureId, IoOpcode, SelfTestResult
 from outboard.devices.nvme.status import Status
 from outboard.storage import RamStorage
 from tests.devices.nvme.driver import ended
@@ -100,3 +100,30 @@ def test_what_forbids_writes_completes_when_the_last_one_has_ended(
     stand.held.gate.set()
     assert ended(stand.host.driver.admin.wait(cid)) == Status.SUCCESS
     assert stand.stored() == WRITTEN
+
+
+@pytest.mark.point("M04")
+@pytest.mark.parametrize(
+    ("opcode", "nsid", "dword", "result"),
+    [
+        pytest.param(AdminOpcode.DEVICE_SELF_TEST, 1, 0xF, SelfTestResult.ABORTED, id="aborted"),
+        pytest.param(AdminOpcode.SANITIZE, 0, BLOCK_ERASE, SelfTestResult.SANITIZED, id="sanitized"),
+        pytest.param(AdminOpcode.FORMAT_NVM, 1, 0, SelfTestResult.FORMATTED, id="formatted"),
+    ],
+)
+def test_a_self_test_ends_although_its_read_does_not(
+    make_hosts: MakeHosts, opcode: AdminOpcode, nsid: int, dword: int, result: SelfTestResult
+) -> None:
+    held = Held(MIB, "read")
+    host, other = make_hosts(2, held, RamStorage(MIB))
+    held.gate.clear()
+    assert ended(host.admin(AdminOpcode.DEVICE_SELF_TEST, 1, cdw10=2)) == Status.SUCCESS
+    assert held.entered.wait(60)
+    cid = other.submit(opcode, nsid, cdw10=dword)
+    assert ended(other.driver.admin.wait(cid)) == Status.SUCCESS
+    assert not held.gate.is_set()
+    background = host.bench.device.subsystem.background
+    host.until(lambda: not background.operations)
+    operation, _, results = host.self_test_log()
+    assert (operation, len(results), int(results[0]["status"]) & 0xF) == (0, 1, result)
+    held.gate.set()

@@ -54,6 +54,8 @@ class Background:
 
     def __init__(self, turn: Monitor, may_work: Callable[[], bool]) -> None:
         self.operations: list[Operation] = []
+        self._abandoned: list[Operation] = []
+        """Those whose last step may be under way."""
         self._turn = turn
         self._may_work = may_work
 
@@ -64,10 +66,12 @@ class Background:
 
     def look(self) -> None:
         """See anew whether operations go on or stand still."""
-        for operation in self.operations:
-            if not self._may_work():
+        if not self._may_work():
+            for operation in (*self.operations, *self._abandoned):
                 with operation.busy:
-                    continue
+                    pass
+            return
+        for operation in self.operations:
             with operation.starting:
                 if operation.running:
                     continue
@@ -85,9 +89,19 @@ class Background:
             self.operations.remove(operation)
         operation.steps.close()
 
+    def abandon(self, operation: Operation) -> None:
+        """As `cancel`, but its present step may go on for as long as it likes: one that changes nothing."""
+        operation.cancelled = True
+        self.operations.remove(operation)
+        self._abandoned = [each for each in self._abandoned if each.running] + [operation]
+        operation.steps.close()
+
     def interrupt(self, target: object) -> None:
-        """Raise `Interrupted` in the operations that work on ``target``; their present step ends first."""
-        for operation in self.operations:
+        """Raise `Interrupted` in the operations that work on ``target``; their present step ends first.
+
+        So does that of an abandoned one.
+        """
+        for operation in (*self.operations, *self._abandoned):
             if operation.target is target:
                 with operation.busy:
                     operation.step, operation.error = None, Interrupted()

@@ -93,9 +93,9 @@ class SelfTests:
         self._subsystem.background.start(self._operation)
 
     def abort(self, result: SelfTestResult) -> None:
-        """End the test that is under way, if any is."""
+        """End the test that is under way, if any is. What it reads now it may go on to read."""
         if self._operation is not None:
-            self._subsystem.background.cancel(self._operation)
+            self._subsystem.background.abandon(self._operation)
             self._end(result)
 
     def abort_for(self, nsids: Sequence[int], result: SelfTestResult) -> None:
@@ -124,7 +124,7 @@ class SelfTests:
         assert self._running is not None
         extended = self._running["code"] == SelfTest.EXTENDED
         for number, space in enumerate(spaces):
-            storage = space.storage
+            operation.target, storage = space, space.storage
             for offset, count in _pieces(storage, extended):
                 try:
                     yield partial(storage.read, offset, count)
