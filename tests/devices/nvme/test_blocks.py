@@ -68,17 +68,6 @@ def test_a_block_made_uncorrectable_cannot_be_read_until_it_is_written(
 
 
 @pytest.mark.point("N10")
-def test_uncorrectable_blocks_are_so_after_a_restart(make_bench: MakeBench, tmp_path: Path) -> None:
-    for attempt in range(2):
-        subsystem = Subsystem(RamStorage(1 << 20), serial="KEPT", store=Store(tmp_path / "state.json"))
-        pair = make_bench(subsystem=subsystem).driver.enable().create_queue_pair(1)
-        if attempt == 0:
-            assert ended(pair.execute(plain(IoOpcode.WRITE_UNCORRECTABLE, 5, 1))) == Status.SUCCESS
-    assert transfer(pair, IoOpcode.READ, 5, bytes(512)) == Status.UNRECOVERED_READ_ERROR
-    assert read(pair, 6) == bytes(512)
-
-
-@pytest.mark.point("N10")
 def test_blocks_are_mended_also_where_that_cannot_be_kept(make_bench: MakeBench, tmp_path: Path) -> None:
     (folder := tmp_path / "state").mkdir()
     subsystem = Subsystem(RamStorage(SIZE), store=Store(folder / "state.json"))
@@ -365,3 +354,23 @@ def test_only_a_namespace_that_keeps_track_says_that_it_does(tracked: QueuePair)
         assert (int(data["nsfeat"]) & 4, data["nuse"]) == (nsfeat, used)
     refused = driver.set_feature(FeatureId.ERROR_RECOVERY, 1 << 16, nsid=2)
     assert ended(refused) == Status.INVALID_FIELD
+
+
+@pytest.mark.point("N07")
+def test_of_too_many_deallocated_blocks_some_are_taken_for_zeros(
+    make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("outboard.devices.nvme.namespace.MOST_DEALLOCATED", 8)
+    space = Namespace(RamStorage(1 << 20), tracked=True)
+    pair = make_bench(space).driver.enable().create_queue_pair(1, entries=64)
+    assert ended(pair.execute(plain(IoOpcode.WRITE_ZEROES, 0, 2048))) == Status.SUCCESS
+    assert deallocate(pair, 1000, 100) == Status.SUCCESS
+    assert ended(pair.driver.set_feature(FeatureId.ERROR_RECOVERY, 1 << 16, nsid=1)) == Status.SUCCESS
+    for slba in range(0, 100, 2):
+        assert deallocate(pair, slba, 1) == Status.SUCCESS
+    found = {slba: transfer(pair, IoOpcode.READ, slba, bytes(512)) for slba in range(0, 100, 2)}
+    known = [slba for slba in found if found[slba] == Status.DEALLOCATED_OR_UNWRITTEN_BLOCK]
+    assert 0 < len(known) < 8
+    for slba in found.keys() - set(known):
+        assert read(pair, slba) == bytes(512)
+    assert transfer(pair, IoOpcode.READ, 1050, bytes(512)) == Status.DEALLOCATED_OR_UNWRITTEN_BLOCK

@@ -100,6 +100,7 @@ class Attended(InTurn, Registers):
         """Time goes by: it is counted, and from time to time the counters are kept."""
         vitals.account(self.state)
         lba_status.tell(self.state)
+        self.state.subsystem.uncorrectable.keep_all()
         if time.monotonic() - self._kept_at >= KEEP_EVERY:
             self._keep()
         self._ticker = self.after(TICK, self._tick)
@@ -109,6 +110,7 @@ class Attended(InTurn, Registers):
         self._kept_at = time.monotonic()
         vitals.account(self.state)
         self.state.subsystem.keep_placement()
+        self.state.subsystem.uncorrectable.keep_all()
         running = self._running and not self._gone and self.shutdown_status != ShutdownStatus.COMPLETE
         try:
             self.state.health.keep(running=running, errors=self.state.errors.count)

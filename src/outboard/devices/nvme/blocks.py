@@ -8,7 +8,7 @@ import errno
 from collections.abc import Iterator
 from functools import partial
 
-from outboard.devices.nvme.admission import READS, WRITES, Access, Condition
+from outboard.devices.nvme.admission import FLUSHES, READS, WRITES, Access, Condition
 from outboard.devices.nvme.command import Command
 from outboard.devices.nvme.metadata import Extent, Place, find, make_durable
 from outboard.devices.nvme.namespace import Namespace
@@ -99,9 +99,7 @@ def written(state: State, space: Namespace, slba: int, count: int, identifier: i
 def _mend(state: State, space: Namespace, slba: int, count: int) -> None:
     if space.deallocated is not None:
         space.deallocated.remove(slba, slba + count)
-    if space.uncorrectable.first(slba, slba + count) is not None:
-        space.uncorrectable.remove(slba, slba + count)
-        keep_uncorrectable(state, space)
+    state.subsystem.uncorrectable.remove(space, slba, slba + count)
 
 
 def deallocated(state: State, space: Namespace, slba: int, count: int) -> None:
@@ -113,22 +111,19 @@ def deallocated(state: State, space: Namespace, slba: int, count: int) -> None:
         state.subsystem.placement.discard(space, space.placed, slba, count)
 
 
-def keep_uncorrectable(state: State, space: Namespace) -> None:
-    """Remember the uncorrectable blocks over a power cycle; the data planes see whether there are any."""
-    subsystem = state.subsystem
-    subsystem.keep(f"uncorrectable/{space.nsid}", [list(run) for run in space.uncorrectable])
-    subsystem.reconfigure(space.nsid)
-
-
 def settle(
     state: State, space: Namespace, cdw12: int, slba: int = 0, blocks: int | None = None
 ) -> Iterator[Call]:
-    """Make a write durable before it completes, if the host asks for that: these blocks, or everything."""
+    """Make a write durable before it completes, if the host asks for that: these blocks, or everything.
+
+    What there is to say of the blocks, too: they were `written` before.
+    """
     if cdw12 & FORCE_UNIT_ACCESS or not state.features.write_cache:
         if blocks is None:
             yield Call(space.storage, space.storage.flush)
         else:
             yield Call(space.storage, partial(make_durable, space, slba, blocks))
+        state.subsystem.uncorrectable.keep(space.nsid)
 
 
 def media_error(state: State, status: Status, error: StorageError) -> CommandFailed:
@@ -145,6 +140,8 @@ def _check(state: State, space: Namespace, command: Command, access: Access) -> 
 
 def _slow(state: State, space: Namespace) -> int:
     opcodes = WRITES | READS if space.uncorrectable else 0
+    if state.subsystem.uncorrectable.is_unkept(space.nsid):
+        opcodes |= FLUSHES
     if space.deallocated is not None:
         opcodes |= WRITES | (READS if state.features.reports_deallocated(space.nsid) else 0)
     return opcodes

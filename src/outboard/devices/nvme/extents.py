@@ -1,5 +1,6 @@
 """A set of numbers that come in runs, such as the blocks of a namespace that cannot be read."""
 
+import sys
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 
@@ -15,11 +16,16 @@ class Extents:
     [(8, 10), (12, 20)]
     >>> bad.first(9, 100), bad.first(10, 12)
     (9, None)
+
+    With ``most`` there are never more runs than that: too many, and the shorter half of them is forgotten.
     """
 
-    def __init__(self, runs: Iterable[tuple[int, int]] = ()) -> None:
+    def __init__(self, runs: Iterable[tuple[int, int]] = (), most: int = sys.maxsize) -> None:
         self._starts: list[int] = []
         self._ends: list[int] = []
+        self._most = most
+        self.total = 0
+        """How many numbers are in it."""
         for start, end in runs:
             self.add(start, end)
 
@@ -33,11 +39,6 @@ class Extents:
         """How many runs there are."""
         return len(self._starts)
 
-    @property
-    def total(self) -> int:
-        """How many numbers are in it."""
-        return sum(self._ends) - sum(self._starts)
-
     def add(self, start: int, end: int) -> None:
         """Put ``start..end`` in."""
         if start >= end:
@@ -45,7 +46,7 @@ class Extents:
         first, last = bisect_left(self._ends, start), bisect_right(self._starts, end)
         if first < last:
             start, end = min(start, self._starts[first]), max(end, self._ends[last - 1])
-        self._starts[first:last], self._ends[first:last] = [start], [end]
+        self._replace(first, last, [(start, end)])
 
     def remove(self, start: int, end: int) -> None:
         """Take ``start..end`` out, as far as it is in."""
@@ -55,9 +56,7 @@ class Extents:
         if first >= last:
             return
         left, right = self._starts[first], self._ends[last - 1]
-        kept = [(a, b) for a, b in ((left, start), (end, right)) if a < b]
-        self._starts[first:last] = [a for a, _ in kept]
-        self._ends[first:last] = [b for _, b in kept]
+        self._replace(first, last, [(a, b) for a, b in ((left, start), (end, right)) if a < b])
 
     def first(self, start: int, end: int) -> int | None:
         """The smallest number of ``start..end`` that is in it, or None."""
@@ -76,5 +75,14 @@ class Extents:
 
     def clear(self) -> None:
         """Take everything out."""
-        self._starts.clear()
-        self._ends.clear()
+        self._replace(0, len(self), [])
+
+    def _replace(self, first: int, last: int, runs: list[tuple[int, int]]) -> None:
+        self.total += (
+            sum(self._starts[first:last]) - sum(self._ends[first:last]) + sum(b - a for a, b in runs)
+        )
+        self._starts[first:last] = [a for a, _ in runs]
+        self._ends[first:last] = [b for _, b in runs]
+        if len(self) > self._most:
+            longest = sorted(self, key=lambda run: run[0] - run[1])[: (self._most + 1) // 2]
+            self._replace(0, len(self), sorted(longest))

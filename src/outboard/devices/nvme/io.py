@@ -86,10 +86,10 @@ def write(state: State, command: Command) -> Work:
     try:
         with space.writing(given.slba, given.blocks):
             yield Call(space.storage, space.alone(given.store))
+            written(state, space, given.slba, given.blocks, identifier)
             yield from settle(state, space, command.cdw12, given.slba, given.blocks)
     except StorageError as error:
         raise media_error(state, Status.WRITE_FAULT, error) from error
-    written(state, space, given.slba, given.blocks, identifier)
     state.health.writes += 1
     state.health.bytes_written += len(given.data)
     return 0
@@ -123,6 +123,7 @@ def flush(state: State, command: Command) -> Work:
             # While another one was flushed it may have been taken away, and its storage closed.
             if state.namespaces.get(space.nsid) is space:
                 yield Call(space.storage, space.storage.flush)
+                state.subsystem.uncorrectable.keep(space.nsid)
     except StorageError as error:
         raise media_error(state, Status.WRITE_FAULT, error) from error
     return 0
@@ -134,6 +135,7 @@ def flush_each(state: State) -> Work:
         try:
             if state.namespaces.get(nsid) is space:
                 yield Call(space.storage, space.storage.flush)
+                state.subsystem.uncorrectable.keep(space.nsid)
         except StorageError:
             log.exception("namespace %d may have lost data at shutdown", nsid)
     return 0
@@ -157,10 +159,10 @@ def write_zeroes(state: State, command: Command) -> Work:
                     metadata = of_zeros(space, prinfo, first, count)
                     make_zeros = partial(zero, space, slba + first, count, metadata)
                 yield Call(space.storage, space.alone(make_zeros))
+            (deallocated if discarding else written)(state, space, slba, blocks)
             yield from settle(state, space, command.cdw12, slba, blocks)
     except StorageError as error:
         raise media_error(state, Status.WRITE_FAULT, error) from error
-    (deallocated if discarding else written)(state, space, slba, blocks)
     return 0
 
 

@@ -104,7 +104,7 @@ def get_lba_status(state: "State", command: Command) -> int:
             f"block {command.slba:#x} + {blocks:#x} of {space.blocks:#x}",
             location=40,
         )
-    found, condition = b"", COMPLETE
+    found, condition = bytearray(), COMPLETE
     for start, count in _ranges(space, command.slba, command.slba + blocks):
         if _LIST.size + len(found) + _BLOCKS.size > room:
             condition = TRUNCATED

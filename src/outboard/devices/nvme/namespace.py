@@ -63,6 +63,9 @@ FORMATS = (
 """The LBA formats there are; a host names them by their place here."""
 
 
+MOST_DEALLOCATED = 1 << 16
+"""Runs of deallocated blocks that are known: a shorter one is taken for zeros that were written."""
+
 ANA_GROUPS = 32
 """Groups of namespaces that controllers may have different access to (`outboard.devices.nvme.ana`)."""
 
@@ -204,7 +207,7 @@ class Namespace:
         if self.tracked:
             # What a storage in memory holds before anybody writes is nothing that was written.
             unwritten = isinstance(fast_of(self.storage), Memory | Nothing)
-            self.deallocated = Extents([(0, self.blocks)] if unwritten else [])
+            self.deallocated = Extents([(0, self.blocks)] if unwritten else [], MOST_DEALLOCATED)
 
     def reformat(self, number: int, *, extended: bool = False, protection: Protection | None = None) -> None:
         """Take another LBA format, by its number; what the storage holds is the caller's to discard.
@@ -272,7 +275,7 @@ class Namespace:
         """
         self.uncorrectable.clear()
         if self.deallocated is not None:
-            self.deallocated = Extents([(0, self.blocks)] if deallocated else [])
+            self.deallocated = Extents([(0, self.blocks)] if deallocated else [], MOST_DEALLOCATED)
         if self.zones is not None:
             for zone in self.zones.zones:
                 self.zones.mark_stale(zone, False)

@@ -12,10 +12,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from outboard.devices.nvme.blocks import keep_uncorrectable
 from outboard.devices.nvme.command import Command, Completion
 from outboard.devices.nvme.events import Event
-from outboard.devices.nvme.extents import Extents
 from outboard.devices.nvme.namespace import Namespace
 from outboard.devices.nvme.queues import CompletionQueue, SubmissionQueue
 from outboard.devices.nvme.reservation import Reservation
@@ -36,6 +34,7 @@ def save(state: State) -> Saved:
     Operations in the background stand still from now on, until a controller goes on here.
     """
     state.subsystem.away = True
+    state.subsystem.uncorrectable.keep_all()
     return {
         "identity": _identity(state),
         "subsystem": state.subsystem.store.document,
@@ -129,9 +128,8 @@ def _restore(state: State, saved: Mapping[str, Any]) -> None:
     if (placement := state.subsystem.placement) is not None and saved["placement"] is not None:
         placement.restore(saved["placement"])
     for nsid, runs in saved["uncorrectable"].items():
-        space = state.attached[int(nsid)]
-        space.uncorrectable = Extents((int(start), int(end)) for start, end in runs)
-        keep_uncorrectable(state, space)
+        runs = [(int(start), int(end)) for start, end in runs]
+        state.subsystem.uncorrectable.replace(state.attached[int(nsid)], runs)
     for nsid, changed in saved["changed_zones"].items():
         state.changed_zones[int(nsid)] = {int(slba): None for slba in changed}
     state.errors.count = int(saved["errors"]["count"])

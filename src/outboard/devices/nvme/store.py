@@ -1,7 +1,8 @@
 """What a subsystem remembers over a power cycle: saved features, counters, reservations, zones, ...
 
-A JSON document of named sections, each of which belongs to one module. With a path it is a file, replaced as
-a whole (written beside it, made durable, renamed), so that after a crash it is the old one or the new one.
+A JSON document of named sections, one a line, each of which belongs to one module. With a path it is a file,
+replaced as a whole (written beside it, made durable, renamed), so that after a crash it is the old one or the
+new one.
 Without a path it lives as long as the subsystem.
 """
 
@@ -29,9 +30,11 @@ class Store:
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
         self._sections: Document = {}
+        self._texts: dict[str, str] = {}
+        """The sections as they are written: one that is large costs only when it changes."""
         self._behind = False
         if path is not None:
-            self._sections = _load(path)
+            self._set(_load(path))
 
     def get(self, section: str, default: Any = None) -> Any:
         """What was put there last, or ``default``: to be looked at, not to be changed."""
@@ -52,16 +55,18 @@ class Store:
         Raises `SetupError` if it cannot be written. What was there before is then there still, unless the
         value is to be there ``anyway``: it is durable with whatever is kept next.
         """
-        if self._behind or self._sections.get(section) != value:
-            before = self._sections
+        text = json.dumps(value)
+        if self._behind or self._texts.get(section) != text:
+            before = self._sections, self._texts
             # A copy of its own: the owner may go on changing what it gave.
-            self._sections = {**before, section: json.loads(json.dumps(value))}
+            self._sections = {**self._sections, section: json.loads(text)}
+            self._texts = {**self._texts, section: text}
             self._behind = True
             try:
                 self._write()
             except SetupError:
                 if not anyway:
-                    self._sections = before
+                    self._sections, self._texts = before
                 raise
 
     @property
@@ -71,8 +76,13 @@ class Store:
 
     @document.setter
     def document(self, document: Document) -> None:
-        self._sections, self._behind = dict(document), True
+        self._set(document)
+        self._behind = True
         self._write()
+
+    def _set(self, document: Document) -> None:
+        self._sections = dict(document)
+        self._texts = {name: json.dumps(section) for name, section in document.items()}
 
     def _write(self) -> None:
         if self.path is None:
@@ -81,7 +91,8 @@ class Store:
         beside = self.path.with_name(self.path.name + ".new")
         try:
             with open(beside, "w", encoding="utf-8") as file:
-                json.dump(self._sections, file, indent=1)
+                lines = (f" {json.dumps(name)}: {text}" for name, text in self._texts.items())
+                file.write("{\n" + ",\n".join(lines) + "\n}\n")
                 file.flush()
                 os.fsync(file.fileno())
             beside.replace(self.path)

@@ -15,7 +15,6 @@ from outboard.devices.nvme import placement as placing
 from outboard.devices.nvme import vitals, zone_events
 from outboard.devices.nvme.ana import AnaState, AnaStates
 from outboard.devices.nvme.events import RESERVATION_LOG_AVAILABLE
-from outboard.devices.nvme.extents import Extents
 from outboard.devices.nvme.injection import Faults
 from outboard.devices.nvme.management.background import Background
 from outboard.devices.nvme.management.firmware import Firmware
@@ -34,6 +33,7 @@ from outboard.devices.nvme.reservation import Host, Notices, Reservation, keep, 
 from outboard.devices.nvme.spec import PersistentEvent, SelfTestResult
 from outboard.devices.nvme.status import Status
 from outboard.devices.nvme.store import Document, Store
+from outboard.devices.nvme.uncorrectable import Uncorrectable
 from outboard.devices.nvme.vitals import Vitals
 from outboard.errors import DefinitionError, SetupError, StateError
 from outboard.storage import Storage, VolatileStorage, layers
@@ -97,6 +97,7 @@ class Subsystem:
         self.controllers: dict[int, State] = {}
         self.faults = Faults(self.turn, self._reconfigure_all)
         self.background = Background(self.turn, self.at_work)
+        self.uncorrectable = Uncorrectable(self)
         self.inventory = Inventory(self)
         self.firmware = Firmware(self)
         self.sanitizing: Sanitizing = Sanitizing(self)
@@ -137,7 +138,7 @@ class Subsystem:
                 raise DefinitionError(f"namespace {nsid} is there already")
             space.nsid = nsid
             space.reservation = kept(self.store, nsid)
-            space.uncorrectable = Extents(self.store.get(f"uncorrectable/{nsid}", []))
+            self.uncorrectable.recall(space)
             self.inventory.recall(space)
             self._place(space)
             zone_events.belong(self, space)
@@ -175,7 +176,7 @@ class Subsystem:
     def forget(self, nsid: int) -> None:
         """Forget what belongs to a namespace identifier: the next namespace that has it begins anew."""
         self.inventory.forget(nsid)
-        self.keep(f"uncorrectable/{nsid}", [])
+        self.uncorrectable.forget(nsid)
         with _for_now(f"that namespace {nsid} is not reserved"):
             keep(self.store, nsid, Reservation(), anyway=True)
         for state in self.controllers.values():
@@ -199,8 +200,7 @@ class Subsystem:
     def detach(self, nsid: int, cntlid: int) -> None:
         """Take a namespace from a controller. Its host is not told.
 
-        What the data plane has under way ends first; what waits for a slow storage ends with an error, though
-        the storage may do still what it is about.
+        What the data plane does ends first; what waits for a slow storage ends with an error (`State.abort`).
         """
         with self.turn:
             space, state = self.namespaces[nsid], self.controllers[cntlid]
@@ -260,7 +260,7 @@ class Subsystem:
                 if space.blocks != before:
                     self.relocate(space)
                 if space.blocks < before:
-                    self.keep(f"uncorrectable/{nsid}", [list(run) for run in space.uncorrectable])
+                    self.uncorrectable.renew(space)
                 self.reconfigure(nsid)
             self.inventory.renew(space)
             self.announce(nsid)

@@ -8,7 +8,6 @@ from outboard.devices.nvme.admission import Access
 from outboard.devices.nvme.blocks import (
     block_count,
     check_readable,
-    keep_uncorrectable,
     media_error,
     range_of,
     verify_stored,
@@ -50,11 +49,14 @@ def write_uncorrectable(state: State, command: Command) -> int:
     """Execute Write Uncorrectable: until they are written, the blocks cannot be read."""
     space = state.namespace(command.nsid)
     range_of(space, command.slba, block_count(command))
-    with space.writing(command.slba, block_count(command)):
-        space.uncorrectable.add(command.slba, command.slba + block_count(command))
+    start, end = command.slba, command.slba + block_count(command)
+    uncorrectable = state.subsystem.uncorrectable
+    with space.writing(start, end - start):
+        uncorrectable.add(space, start, end)
     if space.deallocated is not None:
-        space.deallocated.remove(command.slba, command.slba + block_count(command))
-    keep_uncorrectable(state, space)
+        space.deallocated.remove(start, end)
+    if not state.features.write_cache:
+        uncorrectable.keep(space.nsid)
     lba_status.lost(state.subsystem, space)
     return 0
 

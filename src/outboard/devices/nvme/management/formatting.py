@@ -118,7 +118,7 @@ class Formatting:
             status = Status.INTERNAL_ERROR
         else:
             self._subsystem.relocate(space)
-            self._subsystem.keep(f"uncorrectable/{space.nsid}", [])
+            self._subsystem.uncorrectable.renew(space)
             self._subsystem.inventory.note(space)
         operation.target = None
         space.barred = None

@@ -224,7 +224,7 @@ class Sanitizing:
             for space in spaces:
                 space.was_erased(deallocated=not self.request.keeps)
                 self._subsystem.relocate(space)
-                self._subsystem.keep(f"uncorrectable/{space.nsid}", [])
+                self._subsystem.uncorrectable.renew(space)
         self._become(status)
         completion = layouts.SANITIZE_COMPLETION_EVENT.encode(sprog=self.progress, sstat=self._sstat)
         self._subsystem.remember(PersistentEvent.SANITIZE_COMPLETION, completion)
