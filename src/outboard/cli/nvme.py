@@ -69,7 +69,8 @@ def nvme(
         The controller's serial number, at most 20 characters of ASCII; two in one machine need different
         ones. Without it the number follows from the socket's path.
     state
-        A file that keeps what outlives a power cycle; it is made if it is not there.
+        A file that keeps what outlives a power cycle; it is made if it is not there. One process at a time
+        may use it.
     pool
         Where namespaces come from that hosts create: ram:SIZE, or FOLDER,size=SIZE for files in a folder.
     placement

@@ -48,10 +48,11 @@ class SubsystemOptions:
         The model number, at most 40 characters of ASCII.
     state
         A file that keeps what outlives a power cycle; it is made if it is not there. Without it that is
-        forgotten when the process ends.
+        forgotten when the process ends. One process at a time may use it: FILE.lock beside it is locked.
     pool
         Where namespaces come from that hosts create: ram:SIZE, or FOLDER,size=SIZE for files in a folder.
-        What was created before comes back, if there is a state file too.
+        What was created before comes back, if there is a state file too. One process at a time may use a
+        folder.
     placement
         Hosts may say which data belongs together (FDP).
     multipath

@@ -147,6 +147,7 @@ class Service:
                     space.storage.close()
             if served.subsystem.pool is not None:
                 served.subsystem.pool.close()
+            served.subsystem.store.close()
         self.subsystems.clear()
 
     def __enter__(self) -> Self:

@@ -144,8 +144,7 @@ def test_what_cannot_be_kept_is_not_done(make_paths: MakePaths, tmp_path: Path) 
         for bench, name in zip(make_paths(store=Store(folder / "state")), (A, B), strict=True)
     )
     assert first.register(1, options=PTPL_ON) == SUCCESS
-    (folder / "state").unlink()
-    folder.rmdir()
+    folder.rename(tmp_path / "elsewhere")
     assert first.acquire(1, EA) == Status.INTERNAL_ERROR
     assert second.read() == SUCCESS
     assert first.report(extended=True).type == 0

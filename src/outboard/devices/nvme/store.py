@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from outboard.devices.nvme.claims import claim
 from outboard.errors import SetupError
 
 Document = dict[str, Any]
@@ -19,7 +20,8 @@ Document = dict[str, Any]
 class Store:
     """The sections kept at ``path``; a file that is not there yet is an empty document.
 
-    Raises `SetupError` if what is there cannot be read.
+    No other process may keep there meanwhile, until it is closed. Raises `SetupError` if another one does, or
+    what is there cannot be read.
 
     >>> store = Store()
     >>> store.put("greeting", {"words": ["hello"]})
@@ -33,8 +35,13 @@ class Store:
         self._texts: dict[str, str] = {}
         """The sections as they are written: one that is large costs only when it changes."""
         self._behind = False
+        self._claim = claim(path) if path is not None else None
         if path is not None:
             self._set(_load(path))
+
+    def close(self) -> None:
+        """Nothing is kept any more: another process may. Closing twice is harmless."""
+        self._claim = None
 
     def get(self, section: str, default: Any = None) -> Any:
         """What was put there last, or ``default``: to be looked at, not to be changed."""

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
+from outboard.devices.nvme.claims import Claim, claim
 from outboard.errors import SetupError, StorageError
 from outboard.storage import FileStorage, RamStorage, Storage, open_file, parse_size
 
@@ -110,7 +111,8 @@ class RamPool(_Accounts):
 class FolderPool(_Accounts):
     """Sparse files in ``folder``, which is made if need be: ``capacity`` bytes are promised, not reserved.
 
-    Raises `SetupError` if there can be no such folder.
+    No other process may have a pool there until it is closed. Raises `SetupError` if another one has, or
+    there can be no such folder.
     """
 
     def __init__(self, folder: str | Path, capacity: int) -> None:
@@ -120,6 +122,12 @@ class FolderPool(_Accounts):
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise SetupError(f"{folder} cannot hold namespaces: {error.strerror}") from error
+        self._claim: Claim | None = claim(self.folder)
+
+    def close(self) -> None:
+        """Close all storages; their files stay."""
+        super().close()
+        self._claim = None
 
     def path(self, nsid: int) -> Path:
         """The file of a namespace."""
