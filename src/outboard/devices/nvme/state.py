@@ -17,7 +17,7 @@ from outboard.devices.nvme.namespace import Namespace
 from outboard.devices.nvme.queues import CompletionQueue, SubmissionQueue
 from outboard.devices.nvme.reservation import Host
 from outboard.devices.nvme.reservation_log import ReservationLog
-from outboard.devices.nvme.spec import PAGE, Csi, PersistentEvent
+from outboard.devices.nvme.spec import BROADCAST, PAGE, Csi, PersistentEvent
 from outboard.devices.nvme.status import CommandFailed, Status, status_field
 from outboard.devices.nvme.subsystem import Subsystem
 from outboard.devices.nvme.telemetry import Telemetry
@@ -271,16 +271,18 @@ class State:
         sq.cq.pending -= len(cids)
         return cids
 
-    def abort(self, space: Namespace, status: Status) -> None:
+    def abort(self, space: Namespace, status: Status, *, alone: bool = False) -> None:
         """End with ``status`` the I/O commands of a namespace that wait for storage, from any thread.
 
+        Those for all namespaces, too, unless they can go on without it, ``alone``.
         The data plane has nothing of the namespace under way afterwards. The storage may be at work still,
         for as long as it likes: for that `outboard.devices.nvme.workers` has ways to wait.
         """
         with self.plane.paused():
             pass
         for key, waiting in list(self.outstanding.items()):
-            if waiting.sq.id and waiting.commands[0].nsid == space.nsid:
+            nsid = waiting.commands[0].nsid
+            if waiting.sq.id and (nsid == space.nsid or (nsid == BROADCAST and not alone)):
                 waiting.task.cancel()
                 del self.outstanding[key]
                 for command in waiting.commands:

@@ -208,7 +208,7 @@ class Subsystem:
             state.namespaces.pop(nsid, None)
             self.ana.changed(cntlid, space.ana_group)
             state.plane.configure()
-            state.abort(space, Status.INVALID_NAMESPACE)
+            state.abort(space, Status.INVALID_NAMESPACE, alone=True)
 
     def remember(self, kind: PersistentEvent, data: bytes) -> None:
         """Add to the persistent event log what happened to no controller in particular."""

@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
-from outboard.devices.nvme.spec import AdminOpcode, Cns, FeatureId, IoOpcode, SelfTestResult
+from outboard.devices.nvme.command import Command
+from outboard.devices.nvme.spec import BROADCAST, AdminOpcode, Cns, FeatureId, IoOpcode, SelfTestResult
 from outboard.devices.nvme.status import Status
 from outboard.storage import RamStorage
 from tests.devices.nvme.driver import ended
@@ -73,6 +74,25 @@ def test_format_ends_commands_that_wait_and_erases_what_still_comes_of_them(stan
     stand.held.gate.set()
     assert ended(stand.host.driver.admin.wait(cid)) == Status.SUCCESS
     assert stand.host.read() == stand.stored() == bytes(512)
+
+
+@pytest.mark.point("M02", "M03")
+@pytest.mark.parametrize(
+    ("opcode", "nsid", "status"),
+    [
+        (AdminOpcode.SANITIZE, 0, Status.SANITIZE_IN_PROGRESS),
+        (AdminOpcode.FORMAT_NVM, 1, Status.FORMAT_IN_PROGRESS),
+    ],
+)
+def test_a_flush_of_all_namespaces_that_waits_ends_with_them(
+    stand: Stand, opcode: AdminOpcode, nsid: int, status: Status
+) -> None:
+    flush = stand.other.pair.submit(Command(IoOpcode.FLUSH, nsid=BROADCAST))
+    stand.other.pair.ring()
+    stand.other.bench.settle()
+    stand.host.submit(opcode, nsid, cdw10=BLOCK_ERASE if opcode == AdminOpcode.SANITIZE else 0)
+    assert ended(stand.other.pair.wait(flush)) == status
+    stand.held.gate.set()
 
 
 def protect(host: Host) -> int:
