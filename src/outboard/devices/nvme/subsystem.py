@@ -81,11 +81,9 @@ class Subsystem:
     ) -> None:
         _check_text("serial", serial, 20)
         _check_text("model", model, 40)
-        self.serial, self.model = serial, model
+        self.serial, self.model, self.multipath = serial, model, multipath
         self.most_namespaces = max(most_namespaces, len(namespaces))
-        self.multipath = multipath
-        self.store = store or Store()
-        self.pool = pool
+        self.store, self.pool = store or Store(), pool
         self.away = False
         """Whether its state was saved to go on elsewhere, or came from there, and nobody has begun anew."""
         self.placement = placing.kept(placement, self.store) if placement is not None else None
