@@ -25,9 +25,11 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def booted(image: Path, firmware: str, *others: Namespace | RamStorage) -> Iterator[Guest]:
+def booted(
+    image: Path, firmware: str, *others: Namespace | RamStorage, block_size: int = 512
+) -> Iterator[Guest]:
     """A machine that booted from ``image``, namespace 1 of a controller that has ``others``, too."""
-    disks = Subsystem(open_storage(str(image)), *others, serial="BOOT")
+    disks = Subsystem(Namespace(open_storage(str(image)), block_size), *others, serial="BOOT")
     socket = image.parent / f"{firmware}.sock"
     with (
         Server(Nvme(subsystem=disks), socket).start(),
@@ -76,8 +78,12 @@ def test_ovmf_boots_linux_by_grub_beside_255_more_namespaces_one_of_them_zoned(i
         assert complaints(guest) == []
 
 
-@pytest.mark.point("B02")
-def test_ovmf_boots_with_secure_boot(image: Path) -> None:
-    with booted(image, "secure", Namespace(RamStorage(1 << 20), 4096)) as guest:
+@pytest.mark.point("B02", "B06")
+def test_ovmf_boots_with_secure_boot_from_blocks_of_4096_bytes(tmp_path: Path) -> None:
+    image = linux_disk(tmp_path / "linux.img", block_size=4096)
+    with booted(image, "secure", RamStorage(1 << 20), block_size=4096) as guest:
+        assert "outboard: GRUB on efi" in guest.console
         assert "secureboot: Secure boot enabled" in guest.run("dmesg")
-        assert guest.run(f"blockdev --getss {disk_of(guest, 2)}").strip() == "4096"
+        assert guest.run(f"blockdev --getss {disk_of(guest, 1)}").strip() == "4096"
+        assert guest.run(f"blockdev --getss {disk_of(guest, 2)}").strip() == "512"
+        assert complaints(guest) == []

@@ -1,8 +1,8 @@
 """A disk from which PC firmware and UEFI boot the guest's Linux: GRUB, a kernel, an initramfs.
 
 One FAT partition, which is the EFI system partition: Debian's signed shim, GRUB and kernel, so that Secure
-Boot likes them. GRUB for PC firmware lies in front of it: its first sector in the master boot record, the
-rest in the sectors behind that.
+Boot likes them. GRUB for PC firmware, which knows no blocks but those of 512 bytes, lies in front of it: its
+first sector in the master boot record, the rest in the sectors behind that.
 """
 
 import os
@@ -41,6 +41,7 @@ def linux_disk(
     path: Path,
     *,
     size: int = 96 << 20,
+    block_size: int = _SECTOR,
     kernel: Kernel | None = None,
     tools: Sequence[str] = (),
     append: str = "",
@@ -51,6 +52,7 @@ def linux_disk(
     Args:
         path: of the image.
         size: in bytes, a multiple of 1 MiB; what the kernel and the tools need, at least.
+        block_size: of the disk that this is an image of, in bytes; PC firmware boots from 512 only.
         kernel: what it boots; Debian's cloud kernel by default.
         tools: Debian packages for the guest, as for `Guest`.
         append: more kernel arguments.
@@ -74,16 +76,16 @@ def linux_disk(
     }
     with open(path, "wb") as disk:
         os.truncate(disk.fileno(), size)
-        disk.write(_master_boot_record(grub, size))
+        disk.write(_master_boot_record(grub, size, block_size))
         disk.seek(_SECTOR)
         disk.write(_grub_for_pc(grub))
-    _fill(store.fetch("mtools", progress=progress), path, size, files)
+    _fill(store.fetch("mtools", progress=progress), path, size, block_size, files)
     return path
 
 
-def _master_boot_record(grub: PackageSet, size: int) -> bytes:
+def _master_boot_record(grub: PackageSet, size: int, block_size: int) -> bytes:
     code = grub.path("usr/lib/grub/i386-pc/boot.img").read_bytes()[:_BOOT_CODE]
-    first, count = _PARTITION // _SECTOR, (size - _PARTITION) // _SECTOR
+    first, count = _PARTITION // block_size, (size - _PARTITION) // block_size
     entry = struct.pack("<B3sB3sII", _ACTIVE, b"\xfe\xff\xff", _EFI_SYSTEM, b"\xfe\xff\xff", first, count)
     return code + b"outb\0\0" + entry.ljust(64, b"\0") + b"\x55\xaa"
 
@@ -103,11 +105,14 @@ def _grub_for_pc(grub: PackageSet) -> bytes:
         return image.read_bytes()
 
 
-def _fill(mtools: PackageSet, path: Path, size: int, files: dict[str, bytes]) -> None:
+def _fill(mtools: PackageSet, path: Path, size: int, block_size: int, files: dict[str, bytes]) -> None:
     """Make a FAT file system in the partition, and put ``files`` there."""
     partition = f"{path}@@{_PARTITION}"
-    sectors = (size - _PARTITION) // _SECTOR
-    _mtools(mtools, "mformat", partition, "-F", "-T", str(sectors), "-h", "255", "-s", "63", "::")
+    blocks = (size - _PARTITION) // block_size
+    # A block has 128 << code bytes. mformat chooses the kind of FAT: UEFI refuses FAT32 with few clusters.
+    code = (block_size // 128).bit_length() - 1
+    geometry = ("-S", str(code), "-T", str(blocks), "-h", "255", "-s", "63")
+    _mtools(mtools, "mformat", partition, *geometry, "::")
     for folder in ("EFI", "EFI/BOOT", "EFI/debian"):
         _mtools(mtools, "mmd", partition, f"::{folder}")
     with tempfile.TemporaryDirectory() as scratch:
