@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from outboard.errors import GuestError
@@ -42,6 +43,21 @@ def checksum(guest: Guest, disk: str, *, mib: int = 4, at: int = 0) -> str:
 def stored(storage: Storage, *, mib: int = 4, at: int = 0) -> str:
     """The MD5 of the same bytes on our side."""
     return hashlib.md5(storage.read(at * MIB, mib * MIB)).hexdigest()
+
+
+def in_file(image: Path, *, mib: int = 4, at: int = 0) -> str:
+    """The MD5 of the same bytes of a file."""
+    with image.open("rb") as file:
+        file.seek(at * MIB)
+        return hashlib.md5(file.read(mib * MIB)).hexdigest()
+
+
+def keep_writing(guest: Guest, disk: str, *, at: int = 32) -> None:
+    """Write zeros to 8 MiB at MiB ``at`` for ever; returns once there are commands in flight."""
+    writes = f"dd if=/dev/zero of={disk} bs=128k seek={at * 8} count=64 oflag=direct"
+    guest.run(f"(while {writes}; do :; done) >/dev/null 2>&1 &")
+    inflight = f"/sys/block/{disk.removeprefix('/dev/')}/inflight"
+    guest.run(f"until [ $(awk '{{print $2}}' {inflight}) -gt 0 ]; do :; done")
 
 
 def complaints(guest: Guest, about: str = "nvme") -> list[str]:

@@ -3,14 +3,13 @@
 The controllers have no MSI-X: QEMU up to 11.1 ends itself when a vfio-user device with it is unplugged.
 """
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from outboard.testing.guest import Guest
-from tests.guest.linux import MIB, checksum, complaints, disk_of, write_random
+from tests.guest.linux import MIB, checksum, complaints, disk_of, in_file, write_random
 from tests.guest.programs import footprint, serving
 
 pytestmark = pytest.mark.guest
@@ -28,12 +27,6 @@ def image(tmp_path: Path) -> Path:
     with (path := tmp_path / "disk.img").open("wb") as file:
         file.truncate(64 * MIB)
     return path
-
-
-def in_file(image: Path, *, mib: int = 4) -> str:
-    """The MD5 of the beginning of a file."""
-    with image.open("rb") as file:
-        return hashlib.md5(file.read(mib * MIB)).hexdigest()
 
 
 @pytest.mark.point("S05", "P142", "P145", "P148")

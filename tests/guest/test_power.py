@@ -1,34 +1,40 @@
 """What is left of a disk's contents when machines end, well or badly."""
 
+from pathlib import Path
+
 import pytest
 
-from outboard.devices.nvme import Nvme
-from outboard.pytest_plugin import MakeGuest, Serve
-from outboard.storage import open_storage
-from tests.guest.linux import checksum, complaints, disk_of, stored, write_random
-
-ENDLESS = "while dd if=/dev/zero of={disk} bs=128k seek=256 count=64 oflag=direct; do :; done"
-IN_FLIGHT = "until [ $(awk '{{print $2}}' /sys/block/{name}/inflight) -gt 0 ]; do :; done"
+from outboard.errors import GuestError
+from outboard.pytest_plugin import MakeGuest
+from tests.guest.linux import MIB, checksum, complaints, disk_of, in_file, keep_writing, write_random
+from tests.guest.programs import footprint, serving
 
 
 @pytest.mark.guest
 @pytest.mark.point("S04", "N04", "P145")
-def test_a_machine_killed_amid_writes_leaves_what_it_flushed_to_the_next(
-    serve: Serve, guest: MakeGuest
+def test_killed_and_crashed_amid_writes_machines_leave_what_they_flushed_and_nothing_else(
+    guest: MakeGuest, tmp_path: Path
 ) -> None:
-    storage = open_storage("ram:64M")
-    server = serve(Nvme(storage))
-    first = guest(server.path)
-    disk = disk_of(first)
-    written = write_random(first, disk)
-    first.run(f"({ENDLESS.format(disk=disk)}) >/dev/null 2>&1 &")
-    first.run(IN_FLIGHT.format(name=disk.removeprefix("/dev/")))
-    first.kill()
+    image, socket = tmp_path / "disk.img", tmp_path / "disk.sock"
+    with image.open("wb") as file:
+        file.truncate(64 * MIB)
+    with serving(socket, "--namespace", image) as server:
+        before = footprint(server, socket)
+        first = guest(socket)
+        written = write_random(first, disk_of(first))
+        keep_writing(first, disk_of(first))
+        first.kill()
+        assert footprint(server, socket) == before
 
-    second = guest(server.path)
-    assert checksum(second, disk_of(second)) == stored(storage) == written
-    rewritten = write_random(second, disk_of(second), at=32)
-    second.reboot()
-    assert checksum(second, disk_of(second), at=32) == stored(storage, at=32) == rewritten
-    assert complaints(second) == []
-    second.shutdown()
+        second = guest(socket)
+        assert checksum(second, disk_of(second)) == in_file(image) == written
+        keep_writing(second, disk_of(second))
+        with pytest.raises(GuestError, match="the guest panicked"):
+            second.run("echo c >/proc/sysrq-trigger")
+        second.reboot(clean=False)
+        assert checksum(second, disk_of(second)) == in_file(image) == written
+        rewritten = write_random(second, disk_of(second), at=8)
+        assert checksum(second, disk_of(second), at=8) == in_file(image, at=8) == rewritten
+        assert complaints(second) == []
+        second.shutdown()
+        assert footprint(server, socket) == before
