@@ -294,16 +294,19 @@ class Guest:
         self.wait_event("DEVICE_DELETED", timeout, device=name)
         self._used_ports.pop(name, None)
 
-    def reboot(self, *, clean: bool = True, timeout: float | None = None) -> None:
+    def reboot(
+        self, *, clean: bool = True, command: str = "sync; reboot -f", timeout: float | None = None
+    ) -> None:
         """Reboot, and wait until the guest takes commands again (not with firmware alone).
 
         Args:
             clean: True has Linux shut its devices down and reboot; False is the reset button.
+            command: what Linux reboots by, ``kexec -e`` to start the kernel that was loaded, say.
             timeout: seconds, ``boot_timeout`` if None.
         """
         start, self._boot_mark = self._commands.position, self._console.position
         if clean and self._kernel is not None:
-            self._send(Command("sync; reboot -f"))
+            self._send(Command(command))
         else:
             self.qmp("system_reset")
         if self._kernel is not None:
