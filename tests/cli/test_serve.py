@@ -1,5 +1,6 @@
 """`outboard serve` and `outboard nvme`, as back-end programs."""
 
+import fcntl
 import json
 import shlex
 import signal
@@ -42,6 +43,23 @@ def test_a_signal_ends_it_cleanly(serving: Serving, tmp_path: Path, number: sign
         process.send_signal(number)
         assert process.wait(5) == 0
     assert not path.exists()
+
+
+def test_a_log_that_nobody_reads_holds_up_neither_a_client_nor_the_end(
+    serving: Serving, tmp_path: Path
+) -> None:
+    path = tmp_path / "edu.sock"
+    process = serving(path, "serve", EDU)
+    assert process.stderr is not None
+    room = fcntl.fcntl(process.stderr, fcntl.F_SETPIPE_SZ, 4096)
+    for _ in range(room // 100):  # Of each client there is more to say than that.
+        with Client(path, timeout=20) as client:
+            assert client.config.read16(0) == 0x1234
+    process.terminate()
+    assert process.wait(5) == 0
+    said = process.stderr.read()
+    assert said.startswith("outboard: a client has connected")
+    assert said.endswith("\n")
 
 
 @pytest.mark.point("P2")
