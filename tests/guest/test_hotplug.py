@@ -30,13 +30,14 @@ def image(tmp_path: Path) -> Path:
 
 
 @pytest.mark.point("S05", "P142", "P145", "P148")
-def test_a_disk_plugged_twenty_times_leaves_nothing_behind(machine: Guest, image: Path) -> None:
+@pytest.mark.parametrize("times", [20, pytest.param(200, marks=pytest.mark.soak)])
+def test_a_disk_plugged_many_times_leaves_nothing_behind(machine: Guest, image: Path, times: int) -> None:
     socket = image.with_name("disk.sock")
     with serving(socket, "--namespace", image, "--vectors", "0") as server:
         # What a server starts for its first guest it keeps.
         machine.unplug(machine.plug(socket))
         before = footprint(server, socket)
-        for _ in range(20):
+        for _ in range(times):
             name = machine.plug(socket)
             disk_of(machine)
             machine.unplug(name)

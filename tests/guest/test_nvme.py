@@ -82,11 +82,12 @@ def test_nvme_cli_understands_the_controller(machine: Guest) -> None:
 
 
 @pytest.mark.point("S05")
-def test_the_driver_lets_go_and_comes_back_twenty_times(machine: Guest) -> None:
+@pytest.mark.parametrize("times", [20, pytest.param(200, marks=pytest.mark.soak)])
+def test_the_driver_lets_go_and_comes_back_many_times(machine: Guest, times: int) -> None:
     written = write_random(machine, disk_of(machine))
     driver = "/sys/bus/pci/drivers/nvme"
     turn = f"echo {PCI} >{driver}/unbind && echo {PCI} >{driver}/bind || exit 1"
-    machine.run(f"for turn in $(seq 20); do {turn}; done", timeout=120)
+    machine.run(f"for turn in $(seq {times}); do {turn}; done", timeout=6 * times)
     assert checksum(machine, disk_of(machine)) == written
     machine.run(fio(disk_of(machine, 2), size="1M"))
     assert complaints(machine) == []
