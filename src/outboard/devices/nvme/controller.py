@@ -246,7 +246,9 @@ class Controller:
         left = plane.run()
         self._look_at_doorbells()
         for sq, entry in plane.slow_commands(min(BATCH, OUTSTANDING - len(state.outstanding))):
-            self._execute(sq, Command.decode(entry))
+            command = Command.decode(entry)
+            # What a limit held has left its place in the queue: it comes between no fused pair.
+            (self.execute_alone if plane.waiting.concerns(command) else self._execute)(sq, command)
             if not self.enabled:
                 break
         if indebted := [cq for cq in state.completion.values() if cq.owed]:

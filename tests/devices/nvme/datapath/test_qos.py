@@ -405,21 +405,6 @@ def test_what_waits_moves_with_its_controller(
     assert all(ended(pair.done[cid]) == Status.SUCCESS for cid in cids)
 
 
-@pytest.mark.parametrize("nsid", [1, 2], ids=["limited", "not limited"])
-def test_a_fused_pair_waits_for_nothing_but_is_paid_for(make_bench: MakeBench, nsid: int) -> None:
-    bench = make_bench(limited(NEVER), RamStorage(SIZE))
-    pair = bench.driver.enable().create_queue_pair(1)
-    compare = replace(read(pair, nsid=nsid, opcode=IoOpcode.COMPARE), flags=1)
-    both = [pair.submit(compare), pair.submit(replace(write(pair, nsid=nsid), flags=2))]
-    pair.ring()
-    assert [ended(pair.wait(cid)) for cid in both] == [Status.SUCCESS] * 2
-    cid = pair.submit(read(pair))
-    pair.ring()
-    bench.settle()
-    pair.poll()
-    assert (cid in pair.done) == (nsid == 2)
-
-
 @pytest.mark.parametrize("extended", [False, True])
 def test_blocks_with_metadata_may_be_limited(make_bench: MakeBench, extended: bool) -> None:
     space = Namespace(RamStorage(SIZE), metadata=8, extended=extended, qos=Qos(iops=1_000_000))
