@@ -293,3 +293,8 @@ def test_a_reset_by_another_thread_carries_nothing_out_in_that(make_paths: MakeP
     cutting.join(60)
     bench.loop.run_once(60)
     assert seen == []
+
+
+def test_a_disk_of_nothing_may_be_shared_however_large_it_is(make_paths: MakePaths) -> None:
+    first, second = make_paths(open_storage("null:1P"))
+    assert active(first.driver.enable()) == active(second.driver.enable()) == [1]

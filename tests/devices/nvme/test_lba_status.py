@@ -10,8 +10,10 @@ from outboard.devices.nvme.command import Command
 from outboard.devices.nvme.events import LBA_STATUS_ALERT, LBA_STATUS_NOTICES
 from outboard.devices.nvme.layouts import IDENTIFY_CONTROLLER
 from outboard.devices.nvme.lba_status import MOST_RANGES
+from outboard.devices.nvme.saved_state import restore, save
 from outboard.devices.nvme.spec import AdminOpcode, Cns, FeatureId, IoOpcode, LogId
 from outboard.devices.nvme.status import Status
+from outboard.devices.nvme.uncorrectable import MOST
 from outboard.storage import NullStorage, RamStorage
 from tests.devices.nvme.conftest import MakeBench
 from tests.devices.nvme.driver import PAGE, Driver, QueuePair, ended
@@ -240,3 +242,31 @@ def test_blocks_that_cannot_be_read_move_with_their_controller(make_bench: MakeB
     assert answer(driver, ask(driver)) == (2, [(8, 4)])
     read = driver.rw(IoOpcode.READ, 8, 1, driver.data, 512)
     assert ended(pair.execute(read)) == Status.UNRECOVERED_READ_ERROR
+
+
+@pytest.mark.parametrize(
+    "runs",
+    [
+        pytest.param([(-10, 3)], id="before the first block"),
+        pytest.param([(BLOCKS - 1, BLOCKS + 1)], id="behind the last one"),
+        pytest.param([(8, 9), (4, 5)], id="descending"),
+        pytest.param([(4, 6), (5, 7)], id="overlapping"),
+        pytest.param([(4, 4)], id="empty"),
+    ],
+)
+def test_a_state_with_uncorrectable_blocks_that_cannot_be_is_refused(
+    make_bench: MakeBench, runs: list[tuple[int, int]]
+) -> None:
+    state = make_bench().device.state
+    saved = save(state)
+    saved["uncorrectable"]["1"] = runs
+    with pytest.raises(ValueError, match="uncorrectable blocks"):
+        restore(state, saved)
+
+
+def test_a_state_with_more_uncorrectable_blocks_than_can_be_is_refused(make_bench: MakeBench) -> None:
+    state = make_bench(RamStorage(2 * 512 * MOST)).device.state
+    saved = save(state)
+    saved["uncorrectable"]["1"] = [(0, MOST + 1)]
+    with pytest.raises(ValueError, match="more than"):
+        restore(state, saved)

@@ -354,6 +354,28 @@ def test_preempt_and_abort_ends_what_waits_for_a_slow_storage(make_paths: MakePa
     assert len(slow.done) == 1
 
 
+@pytest.mark.point("N14")
+def test_a_stop_does_not_preempt_once_more(make_paths: MakePaths) -> None:
+    slow = Slow()
+    first, second = (Host(bench, name) for bench, name in zip(make_paths(slow), (A, B), strict=True))
+    assert first.register(1) == second.register(2) == SUCCESS
+    assert first.acquire(1, WE_RO) == SUCCESS
+    slow.gate.clear()
+    slow.entered.clear()
+    second.pair.submit(second.io(IoOpcode.WRITE))
+    second.pair.ring()
+    second.bench.settle()
+    assert slow.entered.wait(60)
+    cdw10 = PREEMPT_AND_ABORT | WE << 8
+    preempting = first.pair.submit(first.command(IoOpcode.RESERVATION_ACQUIRE, 1, 2, cdw10=cdw10))
+    first.pair.ring()
+    first.bench.settle()
+    slow.gate.set()
+    first.bench.device.stop_device()
+    first.bench.device.run_device()
+    assert ended(first.pair.wait(preempting)) == SUCCESS
+
+
 @pytest.mark.point("N14", "I01")
 def test_identify_offers_all_of_it(hosts: list[Host]) -> None:
     driver = hosts[0].driver

@@ -151,3 +151,17 @@ def test_there_are_only_so_many_and_a_written_one_makes_room(make_bench: MakeBen
     assert disk.write(7) == Status.SUCCESS
     assert disk.mark(0, nsid=2) == Status.SUCCESS
     assert disk.mark(7) == Status.WRITE_FAULT
+
+
+@pytest.mark.point("N10")
+def test_a_power_cut_brings_back_what_was_kept_last(disk: Disk) -> None:
+    assert disk.mark(4) == Status.SUCCESS
+    disk.flush()
+    assert disk.write(4) == Status.SUCCESS
+    assert disk.mark(9) == Status.SUCCESS
+    disk.bench.device.power_cut()
+    disk.bench.bus_master(True)
+    disk.driver = disk.bench.driver.enable()
+    disk.pair = disk.driver.create_queue_pair(1)
+    assert disk.read(4) == Status.UNRECOVERED_READ_ERROR
+    assert disk.read(9) == Status.SUCCESS

@@ -100,7 +100,6 @@ class Attended(InTurn, Registers):
         """Time goes by: it is counted, and from time to time the counters are kept."""
         vitals.account(self.state)
         lba_status.tell(self.state)
-        self.state.subsystem.uncorrectable.keep_all()
         if time.monotonic() - self._kept_at >= KEEP_EVERY:
             self._keep()
         self._ticker = self.after(TICK, self._tick)

@@ -15,7 +15,7 @@ from outboard.devices.nvme.namespace import Namespace
 from outboard.devices.nvme.protection import Prinfo, verify
 from outboard.devices.nvme.state import State
 from outboard.devices.nvme.status import CommandFailed, Status
-from outboard.devices.nvme.work import Call
+from outboard.devices.nvme.work import Call, flush_of
 from outboard.errors import StorageError
 
 FORCE_UNIT_ACCESS = 1 << 30
@@ -120,7 +120,7 @@ def settle(
     """
     if cdw12 & FORCE_UNIT_ACCESS or not state.features.write_cache:
         if blocks is None:
-            yield Call(space.storage, space.storage.flush)
+            yield flush_of(space.storage)
         else:
             yield Call(space.storage, partial(make_durable, space, slba, blocks))
         state.subsystem.uncorrectable.keep(space.nsid)

@@ -29,6 +29,7 @@ from outboard.devices.nvme.events import INVALID_DOORBELL_REGISTER, INVALID_DOOR
 from outboard.devices.nvme.io import flush_each
 from outboard.devices.nvme.pairing import PAIRING, Pairing
 from outboard.devices.nvme.queues import CompletionQueue, SubmissionQueue
+from outboard.devices.nvme.spec import IoOpcode
 from outboard.devices.nvme.state import Outstanding, State
 from outboard.devices.nvme.status import CommandFailed, Status, status_field
 from outboard.devices.nvme.strikes import Complete, Struck
@@ -137,8 +138,9 @@ class Controller:
             state.plane.keep_slow(sq, entry)
         for key, waiting in list(state.outstanding.items()):
             command, *pair = waiting.commands
-            # A fused pair that has written would not compare once more.
-            if waiting.sq.id and not pair and state.plane.keep_slow(waiting.sq, command.encode()):
+            # A fused pair that has written would not compare once more, nor is preempted who was already.
+            again = not pair and command.opcode != IoOpcode.RESERVATION_ACQUIRE
+            if waiting.sq.id and again and state.plane.keep_slow(waiting.sq, command.encode()):
                 waiting.task.cancel()
                 del state.outstanding[key]
             elif waiting.held is not None:

@@ -18,7 +18,7 @@ from outboard.devices.nvme.power import COOLEST, HOTTEST, POWER_STATES
 from outboard.devices.nvme.spec import BROADCAST, FeatureId, PersistentEvent, Select
 from outboard.devices.nvme.status import CommandFailed, Status
 from outboard.devices.nvme.transfer import deliver, fetch
-from outboard.devices.nvme.work import Call, Work
+from outboard.devices.nvme.work import Work, flush_of
 
 if TYPE_CHECKING:
     from outboard.devices.nvme.state import State
@@ -191,7 +191,7 @@ def _set_write_cache(state: "State", command: Command) -> int | Work:
 def _flush_all(state: "State") -> Work:
     """Make durable what was written before; what is written from now on is already."""
     for space in list(state.namespaces.values()):
-        yield Call(space.storage, space.storage.flush)
+        yield flush_of(space.storage)
     return 0
 
 

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 from outboard.devices.nvme import persistent_events, saved_state
 from outboard.devices.nvme.admin import ADMIN_COMMANDS
 from outboard.devices.nvme.attended import Attended
+from outboard.devices.nvme.checks import check_number
 from outboard.devices.nvme.command_set import Commands
 from outboard.devices.nvme.controller import Controller, Progress
 from outboard.devices.nvme.datapath.plane import DataPlane
@@ -95,11 +96,11 @@ class Nvme(Attended):
             subsystem = Subsystem(*namespaces, serial=serial, model=model)
         elif namespaces:
             raise DefinitionError("the namespaces are the subsystem's: give them to that")
-        _check_number("vectors", vectors, 0, MAX_VECTORS)
-        _check_number("io_queues", io_queues, 1, self._most_queues())
-        _check_number("queue_entries", queue_entries, 2, 1 << 16)
-        _check_number("mdts", mdts, 1, 16)
-        _check_number("zasl", zasl, 0, mdts)
+        check_number("vectors", vectors, 0, MAX_VECTORS)
+        check_number("io_queues", io_queues, 1, self._most_queues())
+        check_number("queue_entries", queue_entries, 2, 1 << 16)
+        check_number("mdts", mdts, 1, 16)
+        check_number("zasl", zasl, 0, mdts)
         replacements = layout(vectors) | replacements
         replacements.setdefault("cap", capabilities(queue_entries))
         if doorbells not in get_args(Doorbells):
@@ -479,8 +480,3 @@ class Nvme(Attended):
             self.intx.assert_()  # noqa: PT009
         else:
             self.intx.deassert()
-
-
-def _check_number(what: str, value: int, low: int, high: int) -> None:
-    if not low <= value <= high:
-        raise DefinitionError(f"{what} is {value}: it is {low} to {high}")

@@ -41,7 +41,7 @@ from outboard.devices.nvme.state import State
 from outboard.devices.nvme.status import CommandFailed, Status
 from outboard.devices.nvme.transfer import fetch
 from outboard.devices.nvme.vitals import READ_ONLY_MEDIA
-from outboard.devices.nvme.work import Call, Work
+from outboard.devices.nvme.work import Call, Work, flush_of
 from outboard.errors import StorageError
 
 log = logging.getLogger(__name__)
@@ -122,7 +122,7 @@ def flush(state: State, command: Command) -> Work:
         for space in spaces:
             # While another one was flushed it may have been taken away, and its storage closed.
             if state.namespaces.get(space.nsid) is space:
-                yield Call(space.storage, space.storage.flush)
+                yield flush_of(space.storage)
                 state.subsystem.uncorrectable.keep(space.nsid)
     except StorageError as error:
         raise media_error(state, Status.WRITE_FAULT, error) from error
@@ -134,7 +134,7 @@ def flush_each(state: State) -> Work:
     for nsid, space in list(state.namespaces.items()):
         try:
             if state.namespaces.get(nsid) is space:
-                yield Call(space.storage, space.storage.flush)
+                yield flush_of(space.storage)
                 state.subsystem.uncorrectable.keep(space.nsid)
         except StorageError:
             log.exception("namespace %d may have lost data at shutdown", nsid)

@@ -6,9 +6,10 @@ all of them are known, so that there is nothing that a scan would find beside.
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from time import monotonic
 from typing import TYPE_CHECKING
+from zlib import crc32
 
 from outboard.devices.nvme import ana
 from outboard.devices.nvme.command import Command
@@ -48,7 +49,7 @@ class LbaStatusLog:
 
     def __init__(self) -> None:
         self.generation = 0
-        self._ranges = b""
+        self.digest = 0
         self.untold = False
         self._told_at = float("-inf")
 
@@ -59,9 +60,19 @@ class LbaStatusLog:
 
     def read(self, ranges: bytes) -> int:
         """The generation of a log that has these ranges."""
-        if ranges != self._ranges:
-            self.generation, self._ranges = (self.generation + 1) & 0xFFFF, ranges
+        digest = crc32(ranges)
+        if digest != self.digest:
+            self.generation, self.digest = (self.generation + 1) & 0xFFFF, digest
         return self.generation
+
+    def save(self) -> dict[str, int]:
+        """All of it, as JSON."""
+        return {"generation": self.generation, "digest": self.digest, "untold": int(self.untold)}
+
+    def restore(self, saved: Mapping[str, int]) -> None:
+        """Take back what `save` gave. Raises KeyError, ValueError, TypeError."""
+        self.generation, self.digest = int(saved["generation"]) & 0xFFFF, int(saved["digest"])
+        self.untold = bool(saved["untold"])
 
     def may_tell(self, interval: float) -> bool:
         """Whether the host may be told now, if there is something; it is then."""

@@ -61,6 +61,7 @@ def save(state: State) -> Saved:
             str(nsid): zones for nsid, space in state.attached.items() if (zones := _save_zones(space))
         },
         "placement": state.subsystem.placement.save() if state.subsystem.placement is not None else None,
+        "lba_status": state.lba_status.save(),
         "uncorrectable": {str(nsid): list(space.uncorrectable) for nsid, space in state.attached.items()},
         "changed_zones": {str(nsid): list(changed) for nsid, changed in state.changed_zones.items()},
         "errors": {"count": state.errors.count, "entries": [entry.hex() for entry in state.errors.entries]},
@@ -127,6 +128,7 @@ def _restore(state: State, saved: Mapping[str, Any]) -> None:
         _restore_zones(state.attached[int(nsid)], zones)
     if (placement := state.subsystem.placement) is not None and saved["placement"] is not None:
         placement.restore(saved["placement"])
+    state.lba_status.restore(saved["lba_status"])
     for nsid, runs in saved["uncorrectable"].items():
         runs = [(int(start), int(end)) for start, end in runs]
         state.subsystem.uncorrectable.replace(state.attached[int(nsid)], runs)

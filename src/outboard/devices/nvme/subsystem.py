@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from outboard.devices.nvme import placement as placing
 from outboard.devices.nvme import vitals, zone_events
 from outboard.devices.nvme.ana import AnaState, AnaStates
+from outboard.devices.nvme.checks import check_text
 from outboard.devices.nvme.events import RESERVATION_LOG_AVAILABLE
 from outboard.devices.nvme.injection import Faults
 from outboard.devices.nvme.management.background import Background
@@ -79,8 +80,8 @@ class Subsystem:
         pool: Pool | None = None,
         placement: PlacementLayout | None = None,
     ) -> None:
-        _check_text("serial", serial, 20)
-        _check_text("model", model, 40)
+        check_text("serial", serial, 20)
+        check_text("model", model, 40)
         self.serial, self.model, self.multipath = serial, model, multipath
         self.most_namespaces = max(most_namespaces, len(namespaces))
         self.store, self.pool = store or Store(), pool
@@ -247,8 +248,9 @@ class Subsystem:
                 raise DefinitionError(f"namespace {nsid} is being erased: resize it afterwards")
             for state in self.states_of(nsid):
                 state.abort(space, Status.COMMAND_INTERRUPTED)
-                state.rest(space.storage)
                 stack.enter_context(state.plane.paused())
+            for state in self.controllers.values():  # one that had it a moment ago may write still
+                state.rest(space.storage)
             self.self_tests.abort_for([nsid], SelfTestResult.ABORTED_UNKNOWN)
             self.background.interrupt(space)
             before = space.blocks
@@ -309,6 +311,7 @@ class Subsystem:
                 for storage in layers(space.storage):
                     if isinstance(storage, VolatileStorage):
                         storage.cut(f"{seed} {nsid}")
+            self.uncorrectable.lose_power()
 
     def announce(self, nsid: int, *, but: int = 0) -> None:
         """Tell every host that has a namespace, but not controller ``but``'s, that it has changed."""
@@ -493,8 +496,3 @@ def _for_now(what: str) -> Iterator[None]:
         yield
     except SetupError as error:
         log.error("%s will not outlive a power cycle: %s", what, error)
-
-
-def _check_text(what: str, text: str, limit: int) -> None:
-    if not (0 < len(text) <= limit and text.isascii() and text.isprintable()):
-        raise DefinitionError(f"{what} {text!r}: it has 1 to {limit} printable ASCII characters")

@@ -1,8 +1,7 @@
 """Blocks that a host has made uncorrectable (Write Uncorrectable; NVM Command Set 1.0, 3.2.7), and who knows.
 
-They are kept as data in a volatile write cache is: what has changed is written with the next flush, or at the
-latest when somebody looks after the controller, so that it costs nothing how many there are. Sections
-``uncorrectable/NSID`` of the store.
+They are kept as data in a volatile write cache is: what has changed is written with the next flush, not with
+each command, and a power cut brings back what was kept last. Sections ``uncorrectable/NSID`` of the store.
 """
 
 from collections.abc import Iterable
@@ -48,9 +47,26 @@ class Uncorrectable:
             self._changed(space)
 
     def replace(self, space: Namespace, runs: Iterable[tuple[int, int]]) -> None:
-        """The uncorrectable blocks of a namespace are these, as another process had them."""
-        space.uncorrectable = Extents(runs)
+        """The uncorrectable blocks of a namespace are these, as another process had them.
+
+        Raises ValueError if they cannot be.
+        """
+        found, end = list(runs), 0
+        for start, following in found:
+            if not end <= start < following <= space.blocks:
+                raise ValueError(f"uncorrectable blocks {start}..{following}, of {space.blocks}")
+            end = following
+        if sum(following - start for start, following in found) > MOST:
+            raise ValueError(f"more than {MOST} uncorrectable blocks")
+        space.uncorrectable = Extents(found)
         self._changed(space)
+
+    def lose_power(self) -> None:
+        """What was not kept is as it was before."""
+        for nsid in sorted(self._unkept):
+            self.recall(self._subsystem.namespaces[nsid])
+            self._subsystem.reconfigure(nsid)
+        self._unkept.clear()
 
     def is_unkept(self, nsid: int) -> bool:
         """Whether a flush of this namespace has something to keep."""

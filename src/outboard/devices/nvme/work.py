@@ -16,14 +16,23 @@ from outboard.storage import Storage
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call of ``storage``, made by calling this; it may take as long as it likes."""
+    """One call of ``storage``, made by calling this; it may take as long as it likes.
+
+    ``moves``: it reads or changes blocks.
+    """
 
     storage: Storage
     function: Callable[[], None]
+    moves: bool = True
 
     def __call__(self) -> None:
         """Make the call; raises what the storage raises."""
         self.function()
+
+
+def flush_of(storage: Storage) -> Call:
+    """The call that makes durable what a storage holds."""
+    return Call(storage, storage.flush, moves=False)
 
 
 Work = Generator[Call, None, int]

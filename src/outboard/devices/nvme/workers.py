@@ -68,7 +68,7 @@ def wait_for_rest(storage: Storage) -> None:
 
 def at_rest(storage: Storage) -> Work:
     """The end of a command that completes when `wait_for_rest` would have returned."""
-    yield Call(storage, lambda: None)
+    yield Call(storage, lambda: None, moves=False)
     return 0
 
 
@@ -169,7 +169,7 @@ class Workers:
                 self._submit(_Job(task, call))
                 return
             else:
-                with self._undisturbed(call.storage):
+                with self._undisturbed(call.storage) if call.moves else nullcontext():
                     error = _made(call)
 
     def _submit(self, job: _Job) -> None:

@@ -1,6 +1,7 @@
 """A storage that hangs holds up what needs it, and nothing else: not the drive, not another controller."""
 
 from collections.abc import Callable
+from threading import Thread
 
 import pytest
 
@@ -147,3 +148,23 @@ def test_a_self_test_ends_although_its_read_does_not(
     operation, _, results = host.self_test_log()
     assert (operation, len(results), int(results[0]["status"]) & 0xF) == (0, 1, result)
     held.gate.set()
+
+
+@pytest.mark.point("M05")
+def test_a_resize_waits_for_what_a_controller_does_that_was_just_detached(stand: Stand) -> None:
+    subsystem, order = stand.host.bench.device.subsystem, list[str]()
+    grow = stand.held.resize
+
+    def noted(size: int) -> None:
+        order.append("resize")
+        grow(size)
+
+    stand.held.resize = noted  # type: ignore[method-assign]
+    subsystem.detach(1, stand.other.bench.device.cntlid)
+    growing = Thread(target=lambda: subsystem.resize(1, 2 * MIB))
+    growing.start()
+    growing.join(0.1)
+    order.append("write ends")
+    stand.held.gate.set()
+    growing.join(60)
+    assert order == ["write ends", "resize"]

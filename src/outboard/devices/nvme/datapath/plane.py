@@ -266,11 +266,8 @@ class DataPlane:
                 for nsid in gone:
                     workspace.space(nsid)[NS_KIND] = BY_SLOW_LANE
                 for nsid, space in self._spaces.items():
-                    slow, shared = (
-                        self._slow_opcodes(space),
-                        len(self.workspaces) > 1 or len(space.attached) > 1,
-                    )
-                    record = workspace.space(nsid)
+                    slow, record = self._slow_opcodes(space), workspace.space(nsid)
+                    shared = len(self.workspaces) > 1 or len(space.attached) > 1
                     describe(record, space, slow=slow, durable=durable, files=files, shared=shared)
                 self._keep(workspace.lanes.arrange(limits))
                 workspace.record[PL_BURST] = self._features.burst

@@ -39,7 +39,6 @@ def describe(
     describe_blocks(record, space)
     record[NS_ADDRESS], record[NS_ALIGNMENT] = 0, 1
     record[NS_DURABLE], record[NS_SLOW] = int(durable), slow
-    record[NS_STRIPES] = space.stripes.address(space.storage.size) if shared else 0
     needed = space.metadata_offset + space.blocks * space.metadata
     match fast_of(space.storage):
         # It was taken away by whoever owns it: the storage's methods say so, memory would not.
@@ -59,6 +58,8 @@ def describe(
             record[NS_KIND], record[NS_FD], record[NS_ALIGNMENT] = FILE, fd, alignment
         case _:
             record[NS_KIND] = BY_SLOW_LANE
+    in_memory = record[NS_KIND] in (MEMORY, BESIDE)
+    record[NS_STRIPES] = space.stripes.address(space.storage.size) if shared and in_memory else 0
 
 
 def describe_blocks(record: Record, space: Namespace) -> None:

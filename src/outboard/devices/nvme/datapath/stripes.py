@@ -2,7 +2,8 @@
 
 Nobody may see half of a block that is being written. One loop does one command after the other, and Python
 makes it stand still (`undisturbed`); several lock what a command reads or writes, in stripes of `STRIPE`
-bytes, the first one first. Who has a stripe only copies, so that nobody waits for long.
+bytes, the first one first. Who has a stripe only copies: the others wait as long as its guest's memory, which
+is memory as a rule, takes to be there. Two namespaces on one storage do not know of each other.
 """
 
 from collections.abc import Iterator

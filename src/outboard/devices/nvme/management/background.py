@@ -92,7 +92,8 @@ class Background:
     def abandon(self, operation: Operation) -> None:
         """As `cancel`, but its present step may go on for as long as it likes: one that changes nothing."""
         operation.cancelled = True
-        self.operations.remove(operation)
+        if operation in self.operations:
+            self.operations.remove(operation)
         self._abandoned = [each for each in self._abandoned if each.running] + [operation]
         operation.steps.close()
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from outboard.devices.nvme.command import Command
 from outboard.devices.nvme.spec import Select, WriteProtection
 from outboard.devices.nvme.status import CommandFailed, Status
-from outboard.devices.nvme.work import Call, Work
+from outboard.devices.nvme.work import Work, flush_of
 from outboard.errors import StorageError
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def protect(subsystem: "Subsystem", space: "Namespace", wanted: WriteProtection,
 def _flushed(state: "State", nsid: int) -> Work:
     space = state.namespace(nsid)
     try:
-        yield Call(space.storage, space.storage.flush)
+        yield flush_of(space.storage)
     except StorageError as error:
         raise CommandFailed(Status.WRITE_FAULT, str(error)) from error
     return 0
