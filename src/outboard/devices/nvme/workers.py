@@ -59,11 +59,19 @@ def wait_for_rest(storage: Storage) -> None:
 
     In any thread, better not in turn: a storage may take for ever.
     """
+    with _turn_with(storage):
+        pass
+
+
+def flush_between(storage: Storage) -> None:
+    """Flush a storage while no controller calls it; as `wait_for_rest`, better not in turn."""
+    with _turn_with(storage):
+        storage.flush()
+
+
+def _turn_with(storage: Storage) -> AbstractContextManager[object]:
     with _finding:
-        lock = _called.get(id(storage))
-    if lock is not None:
-        with lock:
-            pass
+        return _called.get(id(storage)) or nullcontext()
 
 
 def at_rest(storage: Storage) -> Work:

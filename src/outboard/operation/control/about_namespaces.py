@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from outboard.devices.nvme import Qos
 from outboard.devices.nvme.management.write_protection import protect as protect_namespace
 from outboard.devices.nvme.spec import WriteProtection
-from outboard.devices.nvme.workers import wait_for_rest
+from outboard.devices.nvme.workers import flush_between, wait_for_rest
 from outboard.errors import RequestRefused
 from outboard.operation.control.method import Functions
 from outboard.operation.control.shown import NamespaceShown, namespace_shown
@@ -87,8 +87,7 @@ def protect(served: Served, nsid: Nsid, protection: Protected) -> NamespaceShown
         raise RequestRefused(f"namespace {nsid} is being erased: protect it afterwards")
     protect_namespace(served.subsystem, space, WriteProtection[protection.upper()])
     with served.subsystem.turn.released():
-        wait_for_rest(space.storage)
-        space.storage.flush()
+        flush_between(space.storage)
     return namespace_shown(space)
 
 
