@@ -154,7 +154,7 @@ def test_doorbells_stay_in_the_bar_while_the_interrupt_line_is_heard(bench: Benc
     """A VMM lowers the line at the guest's next access to the BAR: a silent one would never be let go."""
     driver = bench.driver.enable()
     driver.identify(Cns.CONTROLLER)
-    assert IDENTIFY_CONTROLLER.decode(driver.ram.read(driver.data, PAGE))["oacs"] == 0x3F
+    assert IDENTIFY_CONTROLLER.decode(driver.ram.read(driver.data, PAGE))["oacs"] == 0x23F
     pages = driver.ram.allocate(2 * PAGE)
     command = Command(AdminOpcode.DOORBELL_BUFFER_CONFIG, prp1=pages, prp2=pages + PAGE)
     assert ended(driver.admin.execute(command)) == Status.INVALID_OPCODE
