@@ -151,7 +151,7 @@ def metadata_buffer(plane: int, pointer: int, size: int, psdt: int, rights: int)
 
 
 @jitable
-def carry_out(plane: int, operation: int, ahead: int) -> int:
+def carry_out_beside(plane: int, operation: int, ahead: int) -> int:
     """Read or write; 0 if a block does not pass, and nothing was stored or given then.
 
     What lies at ``ahead`` (0: nothing does) is fetched meanwhile.

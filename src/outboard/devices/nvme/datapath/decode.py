@@ -43,14 +43,17 @@ from outboard.devices.nvme.datapath.records import (
     READ_FILE,
     READ_MEMORY,
     READ_NOTHING,
+    READ_SHARED,
     SEGMENT,
     SEGMENT_HOST,
     SEGMENT_SIZE,
+    SHARED,
     SLOW_ALWAYS,
     SQ_DIVERT,
     WRITE_FILE,
     WRITE_MEMORY,
     WRITE_NOTHING,
+    WRITE_SHARED,
 )
 from outboard.devices.nvme.datapath.walk import walk_prps, walk_sgl
 from outboard.native.jit import jitable
@@ -125,6 +128,9 @@ def decode(plane: int, sq: int, entry: int, operation: int, segments: int) -> in
     store64(operation + OP_SEGMENT_COUNT, end - segments)
     if kind == MEMORY:
         store64(operation + OP_KIND, READ_MEMORY if reading else WRITE_MEMORY)
+        return end
+    if kind == SHARED:
+        store64(operation + OP_KIND, READ_SHARED if reading else WRITE_SHARED)
         return end
     forced = details & FORCE_UNIT_ACCESS != 0
     if (reading and forced) or not fits(plane, namespace, segments, end):

@@ -6,7 +6,7 @@ first completion. What is not for the fast lane, and what fails in it, goes
 to Python as it came: a copy of its 64 bytes in the slow ring. Its completion comes back by another ring.
 """
 
-from outboard.devices.nvme.datapath.beside import carry_out
+from outboard.devices.nvme.datapath.beside import carry_out_beside
 from outboard.devices.nvme.datapath.completion import count, post, room
 from outboard.devices.nvme.datapath.decode import decode
 from outboard.devices.nvme.datapath.files import begin, measured
@@ -48,6 +48,7 @@ from outboard.devices.nvme.datapath.records import (
     READ_BESIDE,
     READ_MEMORY,
     READ_NOTHING,
+    READ_SHARED,
     SEGMENT,
     SEGMENT_HOST,
     SEGMENT_SIZE,
@@ -63,6 +64,7 @@ from outboard.devices.nvme.datapath.records import (
     WRITE_BESIDE,
     WRITE_MEMORY,
     WRITE_NOTHING,
+    WRITE_SHARED,
 )
 from outboard.devices.nvme.datapath.stripes import lock, unlock
 from outboard.devices.nvme.spec import SQE_SIZE
@@ -214,10 +216,10 @@ def tally(sq: int, operations: int, taken: int) -> int:
             credit(sq, space, reads, writes, bytes_read, bytes_written)
             space = another
             reads = writes = bytes_read = bytes_written = 0
-        if kind in (READ_MEMORY, READ_NOTHING, READ_BESIDE):
+        if kind in (READ_MEMORY, READ_NOTHING, READ_BESIDE, READ_SHARED):
             reads += 1
             bytes_read += load64(operation + OP_LENGTH)
-        elif kind in (WRITE_MEMORY, WRITE_NOTHING, WRITE_BESIDE):
+        elif kind in (WRITE_MEMORY, WRITE_NOTHING, WRITE_BESIDE, WRITE_SHARED):
             writes += 1
             bytes_written += load64(operation + OP_LENGTH)
     return credit(sq, space, reads, writes, bytes_read, bytes_written)
@@ -243,9 +245,9 @@ def source(plane: int, operation: int) -> int:
     kind = load64(operation + OP_KIND)
     if kind == READ_MEMORY:
         return load64(operation + OP_DISK)
-    if kind in (WRITE_MEMORY, WRITE_BESIDE):
+    if kind in (WRITE_MEMORY, WRITE_BESIDE, WRITE_SHARED):
         return load64(first_segment(plane, operation) + SEGMENT_HOST)
-    return load64(operation + OP_DISK) if kind == READ_BESIDE else 0
+    return load64(operation + OP_DISK) if kind in (READ_BESIDE, READ_SHARED) else 0
 
 
 @jitable
@@ -262,7 +264,6 @@ def read_memory(plane: int, operation: int, ahead: int) -> int:
     """
     disk = load64(operation + OP_DISK)
     segment = first_segment(plane, operation)
-    stripes = lock(operation)
     if ahead == 0:
         ahead = disk
     for _ in range(load64(operation + OP_SEGMENT_COUNT)):
@@ -276,8 +277,6 @@ def read_memory(plane: int, operation: int, ahead: int) -> int:
         disk += size
         ahead += size
         segment += SEGMENT
-    if stripes != 0:
-        unlock(stripes, operation)
     return 0
 
 
@@ -286,7 +285,6 @@ def write_memory(plane: int, operation: int, ahead: int) -> int:
     """As `read_memory`, from the guest's segments to the disk's memory; past the cache where that pays."""
     disk = load64(operation + OP_DISK)
     segment = first_segment(plane, operation)
-    stripes = lock(operation)
     if ahead == 0:
         ahead = load64(segment + SEGMENT_HOST)
     for _ in range(load64(operation + OP_SEGMENT_COUNT)):
@@ -299,10 +297,25 @@ def write_memory(plane: int, operation: int, ahead: int) -> int:
         disk += size
         ahead += size
         segment += SEGMENT
-    if stripes != 0:
-        drain_stream()
-        unlock(stripes, operation)
     return 0
+
+
+@jitable
+def carry_out(plane: int, operation: int, ahead: int) -> int:
+    """Read or write where it takes more than a copy: metadata, or others who do so at the same time.
+
+    0 if a block does not pass, and nothing was stored or given then.
+    """
+    kind = load64(operation + OP_KIND)
+    if kind < READ_SHARED:
+        return carry_out_beside(plane, operation, ahead)
+    stripes = lock(operation)
+    if kind == READ_SHARED:
+        read_memory(plane, operation, ahead)
+    else:
+        write_memory(plane, operation, ahead)
+        drain_stream()
+    return unlock(stripes, operation)
 
 
 @jitable

@@ -4,10 +4,9 @@ Reads and writes have lanes of their own, so that one that is over its limit doe
 the first command of a lane has taken a ticket: pollers and controllers that share a namespace go by turns.
 """
 
-from outboard.devices.nvme.datapath.beside import carry_out
 from outboard.devices.nvme.datapath.completion import NEVER, count, post
 from outboard.devices.nvme.datapath.decode import decode
-from outboard.devices.nvme.datapath.execute import divert, read_memory, tally, write_memory
+from outboard.devices.nvme.datapath.execute import carry_out, divert, read_memory, tally, write_memory
 from outboard.devices.nvme.datapath.files import begin
 from outboard.devices.nvme.datapath.limits import ticket
 from outboard.devices.nvme.datapath.records import (

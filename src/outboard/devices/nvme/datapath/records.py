@@ -57,13 +57,13 @@ NS_LATENCY, NS_MEASURED, NS_LONGEST = offsets(3, start=176)
 """Nanoseconds that the commands took whose time was measured, how many those were, and the longest."""
 
 NS_STRIPES = 200
-"""The locks of blocks in memory that another loop reaches, too; 0 if none does."""
+"""The locks of blocks in memory, with or without metadata, that another loop reaches, too; 0 if none does."""
 
 NS_RECORD = 256
 """Each poller has a record of each namespace, so that none takes another's counters away."""
 
-BY_SLOW_LANE, NOTHING, MEMORY, FILE, BESIDE = range(5)
-"""Kinds of namespaces. BESIDE: memory, with metadata beside the blocks."""
+BY_SLOW_LANE, NOTHING, MEMORY, FILE, BESIDE, SHARED = range(6)
+"""Kinds of namespaces. BESIDE: memory with metadata beside the blocks. SHARED: memory of other loops, too."""
 
 PL_TABLE, PL_NAMESPACES, PL_NAMESPACE_COUNT, PL_MDTS = offsets(4)
 """Poller: the translation table, the namespaces, how many, and the largest transfer in bytes."""
@@ -136,7 +136,8 @@ protection information (PRINFO), dword 15, and the reference tag of the first bl
 OP_RECORD = 128
 
 FLUSH_NOTHING, READ_NOTHING, WRITE_NOTHING, READ_MEMORY, WRITE_MEMORY = range(5)
-FLUSH_FILE, READ_FILE, WRITE_FILE, DIVERT, HOLD_READ, HOLD_WRITE, READ_BESIDE, WRITE_BESIDE = range(5, 13)
+FLUSH_FILE, READ_FILE, WRITE_FILE, DIVERT, HOLD_READ, HOLD_WRITE = range(5, 11)
+READ_BESIDE, WRITE_BESIDE, READ_SHARED, WRITE_SHARED = range(11, 15)
 """What to do with a command. Those of the first row are complete when they are carried out; those that are
 held are decoded once more when their time has come."""
 

@@ -21,6 +21,7 @@ from outboard.devices.nvme.datapath.records import (
     NS_TUPLE_AT,
     NS_TUPLE_SIZE,
     NS_TYPE,
+    SHARED,
 )
 from outboard.devices.nvme.namespace import Namespace
 from outboard.native.memory import CACHE_LINE
@@ -52,13 +53,13 @@ def describe(
         case Nothing():
             record[NS_KIND] = NOTHING
         case Memory(address=address):
-            record[NS_KIND], record[NS_ADDRESS] = MEMORY, address
+            record[NS_KIND], record[NS_ADDRESS] = SHARED if shared else MEMORY, address
         # Of a block that is smaller than what the file takes, only Python can write a part.
         case Descriptor(fd=fd, alignment=alignment) if files and alignment <= space.block_size:
             record[NS_KIND], record[NS_FD], record[NS_ALIGNMENT] = FILE, fd, alignment
         case _:
             record[NS_KIND] = BY_SLOW_LANE
-    in_memory = record[NS_KIND] in (MEMORY, BESIDE)
+    in_memory = record[NS_KIND] in (BESIDE, SHARED)
     record[NS_STRIPES] = space.stripes.address(space.storage.size) if shared and in_memory else 0
 
 

@@ -62,7 +62,7 @@ def unlock(stripes: int, operation: int) -> int:
     while at <= end:
         add64(at, -1)
         at += WORD
-    return 0
+    return 1
 
 
 @jitable
