@@ -11,7 +11,7 @@ from outboard.devices.nvme.spec import BROADCAST, IoOpcode
 from outboard.devices.nvme.status import Status
 from outboard.storage import NullStorage, RamStorage, open_file
 from tests.devices.nvme.bench import Bench
-from tests.devices.nvme.conftest import MakeBench
+from tests.devices.nvme.conftest import MakeBench, MakePaths
 from tests.devices.nvme.datapath.test_files import MakeFileBench, make_file_bench  # noqa: F401
 from tests.devices.nvme.datapath.test_qos import leave_to_python, read, write
 from tests.devices.nvme.driver import QueuePair, ended
@@ -89,6 +89,24 @@ def test_some_commands_are_timed(bench: Bench, plane: DataPlane) -> None:
     for counters in (first, second):
         assert 0 < counters["longest_ns"] <= counters["latency_ns"]
     assert plane.statistics["busy_ns"] >= 64 * first["latency_ns"] + second["latency_ns"]
+
+
+def test_commands_with_metadata_are_timed_like_others(make_bench: MakeBench) -> None:
+    bench = make_bench(Namespace(RamStorage(1 << 20), metadata=8, extended=True))
+    batch(bench, pair := bench.driver.enable().create_queue_pair(1), read(pair))
+    assert bench.device.plane.namespace_statistics()[1]["measured"] == 1
+
+
+@pytest.mark.parametrize("opcode", [IoOpcode.READ, IoOpcode.WRITE])
+def test_commands_of_shared_memory_are_timed_and_counted_like_others(
+    make_paths: MakePaths, opcode: IoOpcode
+) -> None:
+    first, _ = make_paths(RamStorage(1 << 20))
+    pair = first.driver.enable().create_queue_pair(1)
+    batch(first, pair, Command(opcode, nsid=1, prp1=first.driver.data))
+    assert first.device.plane.namespace_statistics()[1]["measured"] == 1
+    assert sum(moved(first.device.plane, 1)) == 1 + 512
+    assert first.device.statistics["diverted"] == 0
 
 
 @pytest.mark.usefixtures("files")

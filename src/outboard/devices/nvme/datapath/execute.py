@@ -177,7 +177,8 @@ def serve_queue(control: int, plane: int, sq: int, limit: int) -> int:
 def measure(plane: int, operations: int, taken: int, elapsed: int) -> int:
     """A batch that stands for `MEASURED` has taken so many nanoseconds: as long as its last command."""
     last = operations + (taken - 1) * OP_RECORD
-    if taken > 0 and load64(last + OP_KIND) <= WRITE_MEMORY:
+    kind = load64(last + OP_KIND)
+    if taken > 0 and (kind <= WRITE_MEMORY or kind >= READ_BESIDE):
         measured(load64(last + OP_SPACE), elapsed)
     return count(plane + PL_BUSY, elapsed * MEASURED)
 
