@@ -255,7 +255,7 @@ def main() -> None:
         return
     table = table_of(found)
     print(table.printed(markdown=options.markdown))
-    print(f"{stolen.percent():.1f} % of the time was stolen by other machines.")
+    print(stolen.sentence)
 
 
 if __name__ == "__main__":

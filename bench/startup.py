@@ -98,7 +98,7 @@ def main() -> None:
         rows.append((words, f"{median:.{digits}f}", f"{worst:.{digits}f}", unit, wanted))
     table = Table(("", "median", "most", "unit", "less than"), rows)
     print(table.printed(markdown=options.markdown))
-    print(f"{stolen.percent():.1f} % of the time was stolen by other machines.")
+    print(stolen.sentence)
 
 
 if __name__ == "__main__":

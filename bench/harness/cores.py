@@ -45,6 +45,11 @@ class StolenTime:
         spent = [now - before for now, before in zip(self._read(), self._start, strict=True)]
         return 100 * spent[STEAL] / (sum(spent) or 1)
 
+    @property
+    def sentence(self) -> str:
+        """The same, to be read."""
+        return f"{self.percent():.1f} % of the time was stolen by other machines."
+
     def _read(self) -> list[int]:
         return [int(number) for number in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
 
@@ -53,10 +58,7 @@ def circumstances(stolen: StolenTime, runs: int, seconds: float) -> str:
     """A sentence for below a table: where, when and how it was measured."""
     today = time.strftime("%Y-%m-%d", time.gmtime())
     measured = f"medians of {runs} runs" if runs > 1 else "one run"
-    return (
-        f"{processor_name()}, {today}: {measured} of {seconds:g} s; "
-        f"{stolen.percent():.1f} % of the time was stolen by other machines."
-    )
+    return f"{processor_name()}, {today}: {measured} of {seconds:g} s; {stolen.sentence}"
 
 
 def processor_name() -> str:

@@ -329,15 +329,20 @@ def test_hosts_that_are_not_concerned_are_not_disturbed(make_paths: MakePaths) -
     assert (second.write(), third.write(), third.read()) == (SUCCESS, CONFLICT, SUCCESS)
 
 
-@pytest.mark.point("N14")
-def test_preempt_and_abort_ends_what_waits_for_a_slow_storage(make_paths: MakePaths) -> None:
+def by_two_hosts(make_paths: MakePaths) -> tuple[Slow, Host, Host]:
+    """A slow storage that the first host has reserved, and the second has registered for."""
     slow = Slow()
     first, second = (Host(bench, name) for bench, name in zip(make_paths(slow), (A, B), strict=True))
     assert first.register(1) == second.register(2) == SUCCESS
     assert first.acquire(1, WE_RO) == SUCCESS
+    return slow, first, second
+
+
+def preempt_and_abort(slow: Slow, first: Host, second: Host, writes: int) -> tuple[list[int], int]:
+    """The first host preempts the second, whose writes hang; the identifiers of those, and of that."""
     slow.gate.clear()
     slow.entered.clear()
-    stuck = [second.pair.submit(second.io(IoOpcode.WRITE)) for _ in range(10)]
+    stuck = [second.pair.submit(second.io(IoOpcode.WRITE)) for _ in range(writes)]
     second.pair.ring()
     second.bench.settle()
     assert slow.entered.wait(60)
@@ -345,6 +350,13 @@ def test_preempt_and_abort_ends_what_waits_for_a_slow_storage(make_paths: MakePa
     preempting = first.pair.submit(first.command(IoOpcode.RESERVATION_ACQUIRE, 1, 2, cdw10=cdw10))
     first.pair.ring()
     first.bench.settle()
+    return stuck, preempting
+
+
+@pytest.mark.point("N14")
+def test_preempt_and_abort_ends_what_waits_for_a_slow_storage(make_paths: MakePaths) -> None:
+    slow, first, second = by_two_hosts(make_paths)
+    stuck, preempting = preempt_and_abort(slow, first, second, writes=10)
     assert {ended(second.pair.wait(cid)) for cid in stuck} == {Status.ABORTED_PREEMPTED}
     assert not first.pair.poll(), "one of them is at work below"
     slow.gate.set()
@@ -356,20 +368,8 @@ def test_preempt_and_abort_ends_what_waits_for_a_slow_storage(make_paths: MakePa
 
 @pytest.mark.point("N14")
 def test_a_stop_does_not_preempt_once_more(make_paths: MakePaths) -> None:
-    slow = Slow()
-    first, second = (Host(bench, name) for bench, name in zip(make_paths(slow), (A, B), strict=True))
-    assert first.register(1) == second.register(2) == SUCCESS
-    assert first.acquire(1, WE_RO) == SUCCESS
-    slow.gate.clear()
-    slow.entered.clear()
-    second.pair.submit(second.io(IoOpcode.WRITE))
-    second.pair.ring()
-    second.bench.settle()
-    assert slow.entered.wait(60)
-    cdw10 = PREEMPT_AND_ABORT | WE << 8
-    preempting = first.pair.submit(first.command(IoOpcode.RESERVATION_ACQUIRE, 1, 2, cdw10=cdw10))
-    first.pair.ring()
-    first.bench.settle()
+    slow, first, second = by_two_hosts(make_paths)
+    _, preempting = preempt_and_abort(slow, first, second, writes=1)
     slow.gate.set()
     first.bench.device.stop_device()
     first.bench.device.run_device()

@@ -68,20 +68,25 @@ def enter(state: "State", wanted: int) -> None:
     before = state.features.resting
     awake = before[1] if before else state.features.get(FeatureId.POWER_MANAGEMENT) & 0x1F
     resting = not POWER_STATES[wanted].operational
-    state.features.resting = (sum(state.health.totals[:2]), awake) if resting else None
+    state.features.resting = (_commands(state), awake) if resting else None
 
 
 def began(state: "State") -> None:
     """The controller was enabled, perhaps in a saved state without I/O: I/O will bring it to the best one."""
     current = state.features.get(FeatureId.POWER_MANAGEMENT) & 0x1F
     if current < len(POWER_STATES) and not POWER_STATES[current].operational:
-        state.features.resting = (sum(state.health.totals[:2]), 0)
+        state.features.resting = (_commands(state), 0)
 
 
 def wake(state: "State") -> None:
     """Go back to the last state with I/O, if there was some since."""
     features = state.features
-    if features.resting and features.resting[0] != sum(state.health.totals[:2]):
+    if features.resting and features.resting[0] != _commands(state):
         workload = features.get(FeatureId.POWER_MANAGEMENT) & ~0x1F
         features.set(FeatureId.POWER_MANAGEMENT, workload | features.resting[1])
         features.resting = None
+
+
+def _commands(state: "State") -> int:
+    """How many reads and writes there have been."""
+    return sum(state.health.totals[:2])

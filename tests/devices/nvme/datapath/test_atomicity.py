@@ -1,10 +1,8 @@
 """A block is written whole or not at all, whoever else reads or writes it meanwhile (AWUN, NAWUN)."""
 
-from collections.abc import Callable, Iterator
-
 import pytest
 
-from outboard.devices.nvme import Namespace, Nvme, Protection, Subsystem
+from outboard.devices.nvme import Namespace, Protection
 from outboard.devices.nvme.command import Command
 from outboard.devices.nvme.datapath import stripes
 from outboard.devices.nvme.datapath.records import (
@@ -21,15 +19,17 @@ from outboard.devices.nvme.status import Status
 from outboard.native.memory import load64, store64
 from outboard.native.words import Block
 from outboard.storage import RamStorage
-from tests.devices.nvme.datapath.live import LiveBench, tuning
+from tests.devices.nvme.conftest import MakePaths
+from tests.devices.nvme.datapath.live import LiveBench
 from tests.devices.nvme.driver import PAGE, QueuePair, ended
 
 BLOCK = 4096
 DEPTH = 60
 MAKE_PROTECTION, CHECK_GUARD = 1 << 29, 1 << 28
 
-MakeBenches = Callable[..., list[LiveBench]]
 Queues = list[tuple[LiveBench, QueuePair]]
+
+BY_TWO = pytest.mark.parametrize(("pollers", "controllers"), [(2, 1), (1, 2)], ids=["pollers", "controllers"])
 
 
 def rounds(lane: str) -> int:
@@ -37,32 +37,23 @@ def rounds(lane: str) -> int:
     return 40 if lane == "native" else 2
 
 
-@pytest.fixture
-def benches(lane: str) -> Iterator[MakeBenches]:
-    made: list[LiveBench] = []
-
-    def make(space: Namespace, pollers: int, controllers: int = 1) -> list[LiveBench]:
-        subsystem = Subsystem(space)
-        for _ in range(controllers):
-            made.append(LiveBench(Nvme(subsystem=subsystem, tuning=tuning(lane, pollers))))
-            made[-1].driver.enable()
-        return made
-
-    yield make
-    for bench in made:
-        bench.leave()
-    for bench in made[:1]:
-        for space in bench.device.subsystem.namespaces.values():
-            space.storage.close()
+def two_queues(make_paths: MakePaths, space: Namespace, pollers: int, controllers: int = 1) -> Queues:
+    """Two queues of one controller, or one of each of two."""
+    queues: Queues = []
+    for bench in make_paths(space, count=controllers, pollers=pollers):
+        assert isinstance(bench, LiveBench)
+        driver = bench.driver.enable()
+        for qid in range(1, 2 // controllers + 1):
+            queues.append((bench, driver.create_queue_pair(qid, entries=64)))
+    return queues
 
 
-def by_two(make: MakeBenches, space: Namespace, who: str) -> Queues:
-    """Two queues with a loop for each, of one controller or of two."""
-    if who == "pollers":
-        (bench,) = make(space, pollers=2)
-        return [(bench, bench.driver.create_queue_pair(qid, entries=64)) for qid in (1, 2)]
-    found = make(space, pollers=1, controllers=2)
-    return [(bench, bench.driver.create_queue_pair(1, entries=64)) for bench in found]
+def writes_of(writer: QueuePair, cdw12: int = 0) -> list[Command]:
+    """Writes of one block that are alternately of ones and of twos."""
+    sources = pages(writer, 2)
+    for number, source in enumerate(sources):
+        writer.driver.ram.write(source, bytes([number + 1]) * BLOCK)
+    return [Command(IoOpcode.WRITE, nsid=1, prp1=sources[number % 2], cdw12=cdw12) for number in range(DEPTH)]
 
 
 def pages(pair: QueuePair, count: int) -> list[int]:
@@ -92,16 +83,13 @@ def only(statuses: list[list[Status]]) -> set[Status]:
 
 
 @pytest.mark.point("N12", "N03")
-@pytest.mark.parametrize("who", ["pollers", "controllers"])
+@BY_TWO
 def test_a_block_that_is_read_while_it_is_written_is_one_or_the_other(
-    benches: MakeBenches, who: str, lane: str
+    make_paths: MakePaths, pollers: int, controllers: int, lane: str
 ) -> None:
-    queues = by_two(benches, Namespace(RamStorage(1 << 20), BLOCK), who)
+    queues = two_queues(make_paths, Namespace(RamStorage(1 << 20), BLOCK), pollers, controllers)
     (_, writer), (_, reader) = queues
-    sources, targets = pages(writer, 2), pages(reader, DEPTH)
-    for number, source in enumerate(sources):
-        writer.driver.ram.write(source, bytes([number + 1]) * BLOCK)
-    writes = [Command(IoOpcode.WRITE, nsid=1, prp1=sources[number % 2]) for number in range(DEPTH)]
+    writes, targets = writes_of(writer), pages(reader, DEPTH)
     reads = [Command(IoOpcode.READ, nsid=1, prp1=target) for target in targets]
     assert only(all_ended(queues[:1], [writes[:1]])) == {Status.SUCCESS}
     for _ in range(rounds(lane)):
@@ -112,41 +100,31 @@ def test_a_block_that_is_read_while_it_is_written_is_one_or_the_other(
 
 
 @pytest.mark.point("N12", "N13")
-@pytest.mark.parametrize("who", ["pollers", "controllers"])
-def test_protection_information_fits_its_block_at_any_time(benches: MakeBenches, who: str, lane: str) -> None:
+@BY_TWO
+def test_protection_information_fits_its_block_at_any_time(
+    make_paths: MakePaths, pollers: int, controllers: int, lane: str
+) -> None:
     space = Namespace(RamStorage(1 << 20), BLOCK, metadata=8, protection=Protection(type=1))
-    queues = by_two(benches, space, who)
+    queues = two_queues(make_paths, space, pollers, controllers)
     (_, writer), (_, reader) = queues
-    sources, (target,) = pages(writer, 2), pages(reader, 1)
-    for number, source in enumerate(sources):
-        writer.driver.ram.write(source, bytes([number + 1]) * BLOCK)
-    writes = [
-        Command(IoOpcode.WRITE, nsid=1, prp1=sources[number % 2], cdw12=MAKE_PROTECTION)
-        for number in range(DEPTH)
-    ]
-    reads = [Command(IoOpcode.READ, nsid=1, prp1=target, cdw12=MAKE_PROTECTION | CHECK_GUARD)] * DEPTH
-    assert only(all_ended(queues[:1], [writes[:1]])) == {Status.SUCCESS}
-    for _ in range(rounds(lane)):
-        assert only(all_ended(queues, [writes, reads])) == {Status.SUCCESS}
+    (target,) = pages(reader, 1)
+    read = Command(IoOpcode.READ, nsid=1, prp1=target, cdw12=MAKE_PROTECTION | CHECK_GUARD)
+    writes_and_checks_succeed(queues, writes_of(writer, MAKE_PROTECTION), read, lane)
 
 
 @pytest.mark.point("N12", "N11")
-def test_what_python_reads_is_whole_although_a_poller_writes(benches: MakeBenches, lane: str) -> None:
+def test_what_python_reads_is_whole_although_a_poller_writes(make_paths: MakePaths, lane: str) -> None:
     space = Namespace(RamStorage(1 << 20), BLOCK, metadata=8, protection=Protection(type=1))
-    (bench,) = benches(space, pollers=1)
-    queues = [(bench, bench.driver.create_queue_pair(qid, entries=64)) for qid in (1, 2)]
-    (_, writer), _ = queues
-    sources = pages(writer, 2)
-    for number, source in enumerate(sources):
-        writer.driver.ram.write(source, bytes([number + 1]) * BLOCK)
-    writes = [
-        Command(IoOpcode.WRITE, nsid=1, prp1=sources[number % 2], cdw12=MAKE_PROTECTION)
-        for number in range(DEPTH)
-    ]
-    verifies = [Command(IoOpcode.VERIFY, nsid=1, cdw12=CHECK_GUARD)] * DEPTH
+    queues = two_queues(make_paths, space, pollers=1)
+    verify = Command(IoOpcode.VERIFY, nsid=1, cdw12=CHECK_GUARD)
+    writes_and_checks_succeed(queues, writes_of(queues[0][1], MAKE_PROTECTION), verify, lane)
+
+
+def writes_and_checks_succeed(queues: Queues, writes: list[Command], check: Command, lane: str) -> None:
+    """While the first queue writes, the second one's commands check the guard of the same block."""
     assert only(all_ended(queues[:1], [writes[:1]])) == {Status.SUCCESS}
     for _ in range(rounds(lane)):
-        assert only(all_ended(queues, [writes, verifies])) == {Status.SUCCESS}
+        assert only(all_ended(queues, [writes, [check] * DEPTH])) == {Status.SUCCESS}
 
 
 def test_who_finds_a_stripe_taken_waits_until_it_is_free(monkeypatch: pytest.MonkeyPatch) -> None:

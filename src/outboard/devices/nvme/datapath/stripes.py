@@ -39,8 +39,8 @@ def lock(operation: int) -> int:
     """Lock the stripes of a read or write of memory, if anybody shares it; 0 if nobody does."""
     stripes = load64(load64(operation + OP_SPACE) + NS_STRIPES)
     if stripes != 0:
-        at = first_stripe(stripes, operation)
-        end = last_stripe(stripes, operation)
+        at = stripe(stripes, operation, 0)
+        end = stripe(stripes, operation, load64(operation + OP_LENGTH) - 1)
         while at <= end:
             looks = 0
             while add64(at, 1) != 0:
@@ -57,8 +57,8 @@ def lock(operation: int) -> int:
 @jitable
 def unlock(stripes: int, operation: int) -> int:
     """Let the others have them, who see then what was stored."""
-    at = first_stripe(stripes, operation)
-    end = last_stripe(stripes, operation)
+    at = stripe(stripes, operation, 0)
+    end = stripe(stripes, operation, load64(operation + OP_LENGTH) - 1)
     while at <= end:
         add64(at, -1)
         at += WORD
@@ -66,17 +66,10 @@ def unlock(stripes: int, operation: int) -> int:
 
 
 @jitable
-def first_stripe(stripes: int, operation: int) -> int:
-    """The address of the first word that a command has to lock."""
+def stripe(stripes: int, operation: int, offset: int) -> int:
+    """The address of the word to lock for the byte at ``offset`` of what a command reads or writes."""
     start = load64(operation + OP_DISK) - load64(load64(operation + OP_SPACE) + NS_ADDRESS)
-    return stripes + (start >> SHIFT) * WORD
-
-
-@jitable
-def last_stripe(stripes: int, operation: int) -> int:
-    """The address of the last one."""
-    start = load64(operation + OP_DISK) - load64(load64(operation + OP_SPACE) + NS_ADDRESS)
-    return stripes + ((start + load64(operation + OP_LENGTH) - 1) >> SHIFT) * WORD
+    return stripes + (start + offset >> SHIFT) * WORD
 
 
 class Stripes:
@@ -103,8 +96,8 @@ def undisturbed(subsystem: "Subsystem", storage: Storage) -> Iterator[None]:
     """Have no poller touch a storage in memory until the block is left: what is done there is whole."""
     in_memory = isinstance(fast_of(storage), Memory)
     with ExitStack() as stack:
-        for state in list(subsystem.controllers.values()):
-            spaces = list(state.namespaces.values())
-            if in_memory and state.plane.pollers and any(space.storage is storage for space in spaces):
+        for state in list(subsystem.controllers.values()) if in_memory else ():
+            spaces = state.namespaces.values()
+            if state.plane.pollers and any(space.storage is storage for space in list(spaces)):
                 stack.enter_context(state.plane.paused())
         yield
